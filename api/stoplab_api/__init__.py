@@ -1,0 +1,1 @@
+"""REST, command line and the local lab. No torch here."""

@@ -1,0 +1,111 @@
+"""The cell ledger of a sweep or comparison: one atomic file a cell, in the job's folder.
+
+The driver writes it, each start goes on from it, REST and the command line read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from stoplab_platform.paths import JobFolder, read_json, write_atomic
+
+
+class CellState(StrEnum):
+    """Where a cell stands; it is done only when it SUCCEEDED."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+    INFEASIBLE = "INFEASIBLE"
+
+
+class Cell(BaseModel):
+    """One run of a study: point x seed, or arm x seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    """Name of its file and of its run's folder: `p003-s0`, `stochastic-s2`."""
+    index: int
+    """Place in the order of the study."""
+    arm: str | None = None
+    """A comparison's arm."""
+    point: dict[str, Any] = {}
+    """A sweep's point: dotted field (or `masking_ratio`) to value."""
+    seed: int
+    """The run's seed."""
+    state: CellState = CellState.PENDING
+    """Where it stands."""
+    run_digest: str | None = None
+    """Identity of the run's weights."""
+    mlflow_run_id: str | None = None
+    """Its run in MLflow."""
+    metrics: dict[str, float] = {}
+    """Final metrics: `val/knn_top1`, `test/...`, `init/...`, `pixels/...`."""
+    certificate: dict[str, str] = {}
+    """Hashes that prove the pairing: `init`, `samples`, `masks`, ..."""
+    error: str | None = None
+    """Why it failed, for people."""
+    started_at: datetime | None = None
+    """First start."""
+    finished_at: datetime | None = None
+    """End."""
+
+
+class Ledger:
+    """Reads and writes the cells of one job."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._folder = folder.cells
+
+    def plan(self, cells: list[Cell]) -> None:
+        """Write the cells that are not there yet; those that are keep what they know."""
+        for cell in cells:
+            if not self._path(cell.id).exists():
+                self._write(cell)
+
+    def cells(self) -> list[Cell]:
+        """All cells in the order of the study."""
+        found = [self.get(path.stem) for path in self._folder.glob("*.json")]
+        return sorted(found, key=lambda cell: cell.index)
+
+    def get(self, cell_id: str) -> Cell:
+        """One cell; KeyError where there is none."""
+        data = read_json(self._path(cell_id))
+        if data is None:
+            raise KeyError(cell_id)
+        return Cell.model_validate(data)
+
+    def update(self, cell_id: str, **changes: Any) -> Cell:
+        """Replace fields of one cell; start and end are stamped by its state."""
+        cell = self.get(cell_id)
+        stamps: dict[str, Any] = {}
+        state = changes.get("state", cell.state)
+        if state == CellState.RUNNING and cell.started_at is None:
+            stamps["started_at"] = datetime.now(UTC)
+        if state not in (CellState.PENDING, CellState.RUNNING) and cell.finished_at is None:
+            stamps["finished_at"] = datetime.now(UTC)
+        fresh = Cell.model_validate({**cell.model_dump(), **stamps, **changes})
+        self._write(fresh)
+        return fresh
+
+    def counts(self) -> Mapping[str, int]:
+        """Cells by state."""
+        counts: dict[str, int] = {}
+        for cell in self.cells():
+            counts[cell.state] = counts.get(cell.state, 0) + 1
+        return counts
+
+    def _write(self, cell: Cell) -> None:
+        write_atomic(self._path(cell.id), cell.model_dump_json(indent=1) + "\n")
+
+    def _path(self, cell_id: str) -> Path:
+        return self._folder / f"{cell_id}.json"

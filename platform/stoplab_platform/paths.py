@@ -1,0 +1,213 @@
+"""The only owner of file names: a lab's home, a job's folder, a run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One pretraining run's files, below a job's folder."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The run's spec, resolved."""
+        return self.root / "spec.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.root / "checkpoints"
+
+    @property
+    def spool(self) -> Path:
+        """What goes to the tracker, a line each, in order."""
+        return self.root / "spool.jsonl"
+
+    @property
+    def spool_sent(self) -> Path:
+        """How much of the spool the tracker has, and under which run id."""
+        return self.root / "spool.sent.json"
+
+    @property
+    def artifacts(self) -> Path:
+        """Pictures and files that also go to the tracker."""
+        return self.root / "artifacts"
+
+    @property
+    def progress(self) -> Path:
+        """Step, steps, epoch, eta_s, samples_per_s; replaced as the run goes on."""
+        return self.root / "progress.json"
+
+    @property
+    def summary(self) -> Path:
+        """Final metrics, digests and certificate of a run that ended well."""
+        return self.root / "summary.json"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the ranks' logs."""
+        return self.root / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        """What one rank wrote."""
+        return self.logs / f"rank-{rank}.log"
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """One job's files, on a file system that the API and every node see."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The job's spec as YAML."""
+        return self.root / "spec.yaml"
+
+    @property
+    def owner(self) -> Path:
+        """Number of the attempt that owns this folder (the fence)."""
+        return self.root / "owner.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        """A counter that the living attempt raises."""
+        return self.root / "heartbeat.json"
+
+    @property
+    def stop(self) -> Path:
+        """Present when somebody asked the job to stop: intent and deadline."""
+        return self.root / "stop.json"
+
+    @property
+    def result(self) -> Path:
+        """How the last attempt ended, in its supervisor's words."""
+        return self.root / "result.json"
+
+    @property
+    def comparison(self) -> Path:
+        """A comparison's result."""
+        return self.root / "comparison.json"
+
+    @property
+    def cells(self) -> Path:
+        """The ledger: one file a cell."""
+        return self.root / "cells"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a run."""
+        return self.root / "runs"
+
+    @property
+    def driver_log(self) -> Path:
+        """What the driver wrote, over all attempts."""
+        return self.root / "logs" / "driver.log"
+
+    def rank_log(self, rank: int) -> Path:
+        """What one rank of a pretraining job wrote, over all attempts."""
+        return self.run("run").rank_log(rank)
+
+    def run(self, name: str) -> RunFolder:
+        """A run's folder; a pretraining job's only run is named ``run``."""
+        return RunFolder(self.runs / name)
+
+    def each_run(self) -> Iterator[RunFolder]:
+        """All runs that have a folder, by name."""
+        if self.runs.is_dir():
+            for root in sorted(self.runs.iterdir()):
+                yield RunFolder(root)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A lab's folder."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The store (SQLite)."""
+        return self.root / "stoplab.db"
+
+    @property
+    def mlflow(self) -> Path:
+        """MLflow's store and artifacts."""
+        return self.root / "mlflow"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """MLflow's store (SQLite)."""
+        return self.mlflow / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Root of MLflow's artifacts."""
+        return self.mlflow / "artifacts"
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again: embedded sets, unpacked shards, indexes."""
+        return self.root / "cache"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder a job."""
+        return self.root / "jobs"
+
+    @property
+    def token_file(self) -> Path:
+        """The local user's API token (0600)."""
+        return self.root / "tokens" / "local"
+
+    @property
+    def ray_token_file(self) -> Path:
+        """Ray's token (0600)."""
+        return self.root / "tokens" / "ray"
+
+    @property
+    def lab(self) -> Path:
+        """The running lab: addresses and process ids."""
+        return self.root / "lab.json"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the lab's own servers."""
+        return self.root / "logs"
+
+    def job(self, job_id: str) -> JobFolder:
+        """A job's folder."""
+        return JobFolder(self.jobs / job_id)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``: readers see the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """What a file of ours holds, or None where it does not exist (yet)."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

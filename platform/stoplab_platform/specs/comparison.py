@@ -1,0 +1,81 @@
+"""ComparisonSpec: a RunSpec, named arms and seeds; one seed times all arms is a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stoplab_platform.errors import Problem, SpecError
+from stoplab_platform.specs.base import Spec
+from stoplab_platform.specs.overrides import applied
+from stoplab_platform.specs.run import Name, RunSpec
+from stoplab_platform.specs.sweep import LimitsSpec
+
+
+class PrimarySpec(Spec):
+    """What decides, fixed before the runs."""
+
+    metric: str = "test/linear_top1"
+    """The metric whose difference is judged. Default test/linear_top1."""
+    min_effect: float = Field(default=0.005, ge=0)
+    """Smallest difference that matters (in the metric's own unit). Default 0.005."""
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Error rate of the interval. Default 0.05."""
+
+
+class ComparisonSpec(Spec):
+    """The same runs in several arms, seed by seed."""
+
+    kind: Literal["compare"]
+    """Names this kind of spec."""
+    spec_version: Literal[1] = 1
+    """Version of this format. Default 1."""
+    name: Name
+    """A name for people."""
+    base: RunSpec
+    """The run that the arms change; in a YAML file also a path to one, relative to the file."""
+    arms: dict[Name, dict[str, Any]]
+    """Arm to its overrides (dotted field to value); the first is the reference."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """One block each. Default 0 to 4."""
+    primary: PrimarySpec = PrimarySpec()
+    """What decides."""
+    limits: LimitsSpec = LimitsSpec()
+    """Where the comparison stops."""
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return next(iter(self.arms))
+
+    def arm(self, name: str, seed: int) -> RunSpec:
+        """The run of one arm in one block."""
+        changes = {**self.arms[name], "seed": seed, "name": f"{self.name}-{name}-s{seed}"}
+        return applied(self.base, changes, RunSpec)
+
+    def checks(self) -> Iterator[Problem]:
+        """Two arms, two different seeds, overrides that fit, a metric that is measured."""
+        if len(self.arms) < 2:
+            yield Problem(("arms",), f"needs two arms or more; got {list(self.arms)}")
+        if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
+            yield Problem(("seeds",), f"{list(self.seeds)}: give two different seeds or more")
+        if any(seed < 0 for seed in self.seeds):
+            yield Problem(("seeds",), f"{list(self.seeds)}: seeds are not negative")
+        for name, changes in self.arms.items():
+            if "seed" in changes:
+                yield Problem(("arms", name, "seed"), "arms share the block's seed; leave it out")
+            try:
+                applied(self.base, changes, RunSpec)
+            except SpecError as error:
+                for problem in error.problems:
+                    yield Problem(("arms", name, problem.dotted), problem.message)
+        split, _, metric = self.primary.metric.partition("/")
+        if split not in ("val", "test") or metric not in self.base.metrics():
+            yield Problem(
+                ("primary", "metric"),
+                f"{self.primary.metric!r} is not measured; give val/ or test/ and one of "
+                f"{list(self.base.metrics())}",
+                (("base", "evals"),),
+            )

@@ -1,0 +1,91 @@
+"""`--set a.b=value` and an arm's overrides: dotted fields laid over a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import yaml
+
+from stoplab_platform.errors import Problem, SpecError
+from stoplab_platform.specs.base import Spec
+from stoplab_platform.specs.parse import parse
+
+S = TypeVar("S", bound=Spec)
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["positions.noise_std=0.25"]` to a mapping; values are read as YAML."""
+    changes: dict[str, Any] = {}
+    problems = []
+    for text in assignments:
+        path, sign, value = text.partition("=")
+        if not sign or not path:
+            problems.append(Problem((text,), f"{text!r} is no assignment; give a.b=value"))
+            continue
+        changes[path.strip()] = _yaml_value(value)
+    if problems:
+        raise SpecError(problems)
+    return changes
+
+
+def override(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with each dotted path of ``changes`` set.
+
+    A path that ends in ``kind`` replaces the whole object it stands in, and is applied first,
+    so that other fields of the new kind may be given beside it.
+    """
+    result: dict[str, Any] = deepcopy(dict(data))
+    for path, value in sorted(changes.items(), key=lambda item: not _names_kind(item[0])):
+        *parents, last = path.split(".")
+        if _names_kind(path) and parents:
+            *parents, last = parents
+            value = {"kind": value}
+        node: Any = result
+        for position, part in enumerate(parents):
+            node = _child(node, part, parents[: position + 1])
+        _assign(node, last, deepcopy(value), path)
+    return result
+
+
+def applied(base: S, changes: Mapping[str, Any], model: type[S]) -> S:
+    """``base`` with overrides, validated anew; SpecError names every field that does not fit."""
+    return parse(model, override(base.plain(), changes))
+
+
+def _names_kind(path: str) -> bool:
+    return path.rpartition(".")[2] == "kind"
+
+
+def _child(node: Any, part: str, path: list[str]) -> Any:
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+        return node[int(part)]
+    if not isinstance(node, dict):
+        raise SpecError([Problem(tuple(path), f"nothing lies below {'.'.join(path[:-1])!r}")])
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _assign(node: Any, last: str, value: Any, path: str) -> None:
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise SpecError([Problem(tuple(path.split(".")), "no such field")])
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError([Problem((), f"{text!r} is not YAML: {error}")]) from error
+    # YAML 1.1 reads 1e-3 as a string; people mean a number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,175 @@
+"""RunSpec: everything that decides one pretraining run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from stoplab_platform.errors import Problem
+from stoplab_platform.masks import infeasible
+from stoplab_platform.specs.base import Spec, canonical_digest
+from stoplab_platform.specs.data import DataSpec
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol
+from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
+from stoplab_platform.specs.model import ModelSpec
+from stoplab_platform.specs.optim import OptimSpec
+from stoplab_platform.specs.positions import PositionsSpec, StochasticPositions
+
+Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[\w.@-][\w.@ -]*$")]
+WEIGHTLESS = ("kind", "spec_version", "name", "tracking", "checkpoint", "evals", "compute")
+
+
+def _kind_defaults_to(kind: str) -> BeforeValidator:
+    """Lets an override of one field stand without repeating the object's default kind."""
+
+    def add(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, Mapping) else value
+
+    return BeforeValidator(add)
+
+
+class ComputeSpec(Spec):
+    """Where and how fast; of these, only precision and threads can change a weight."""
+
+    workers: int = Field(default=1, ge=1, le=4096)
+    """Training processes. Default 1."""
+    gpus_per_worker: float = Field(default=0, ge=0, le=1)
+    """GPUs of each worker: 0 trains on the CPU. Default 0."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs reserved for each worker. Default 1."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads of each worker; null: cpus_per_worker, rounded down. Default null."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 on GPUs, fp32 on CPUs. Default auto."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the transformer blocks; `auto`: on GPUs only. Default auto."""
+    strategy: Literal["ddp"] = "ddp"
+    """How workers share the model. Default ddp."""
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts after worker or node loss. Default 3."""
+
+    @property
+    def resolved_threads(self) -> int:
+        """Torch threads of each worker."""
+        return self.threads or max(1, int(self.cpus_per_worker))
+
+
+class CheckpointSpec(Spec):
+    """When to save, how many to keep."""
+
+    every_epochs: int | None = Field(default=1, ge=1)
+    """Save each so many epochs. Default 1."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Save each so many steps as well. Default null."""
+    keep: int = Field(default=3, ge=1)
+    """Newest checkpoints kept. Default 3."""
+
+
+class TrackingSpec(Spec):
+    """Where the run appears."""
+
+    experiment: str = Field(default="stop", min_length=1, max_length=200)
+    """MLflow experiment. Default stop."""
+    tags: dict[str, str] = {}
+    """Further tags of the MLflow run. Default none."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between logged metrics. Default 10."""
+
+
+class RunSpec(Spec):
+    """One pretraining run."""
+
+    kind: Literal["pretrain"]
+    """Names this kind of spec."""
+    spec_version: Literal[1] = 1
+    """Version of this format. Default 1."""
+    name: Name
+    """A name for people; letters, digits, `.`, `_`, `-`, `@` and spaces."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Root of every random stream. Default 0."""
+    objective: Literal["ijepa", "mae"] = "ijepa"
+    """What is learned: `ijepa` (features of the EMA encoder). Default ijepa."""
+    positions: Annotated[PositionsSpec, _kind_defaults_to("stochastic")] = StochasticPositions(
+        kind="stochastic"
+    )
+    """Positions of the masked tokens. Default stochastic, noise_std 0.25."""
+    model: ModelSpec = ModelSpec()
+    """Encoder and predictor."""
+    masking: Annotated[MaskingSpec, _kind_defaults_to("multiblock")] = MultiblockMasking(
+        kind="multiblock"
+    )
+    """Which patches are context and which are targets. Default multiblock."""
+    data: DataSpec
+    """Images."""
+    optim: OptimSpec = OptimSpec()
+    """Optimiser and schedules."""
+    compute: ComputeSpec = ComputeSpec()
+    """Workers, threads, precision."""
+    evals: tuple[Protocol, ...] = (KnnEval(kind="knn"), LinearEval(kind="linear"))
+    """Evaluation protocols. Default kNN and linear probe at the end."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """When to save."""
+    tracking: TrackingSpec = TrackingSpec()
+    """Where the run appears."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.data.image_size // self.model.sizes().patch_size
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names its evaluations measure, without the split."""
+        return tuple(name for protocol in self.evals for name in protocol.metrics())
+
+    def checks(self) -> Iterator[Problem]:
+        """The patch grid fits, the batch divides, the masks can be drawn, the parts exist."""
+        if self.objective == "mae":
+            yield Problem(("objective",), "'mae' cannot be trained by this release; give 'ijepa'")
+        if self.optim.batch_size % self.compute.workers:
+            yield Problem(
+                ("optim", "batch_size"),
+                f"{self.optim.batch_size} must divide by compute.workers ({self.compute.workers})",
+                (("compute", "workers"),),
+            )
+        if self.evals and self.data.eval_data() is None:
+            yield Problem(
+                ("data", "eval"),
+                "evals need labelled shards; give data.eval, or evals: []",
+                (("evals",), ("data", "train")),
+            )
+        names = self.metrics()
+        if len(set(names)) != len(names):
+            yield Problem(("evals",), "each protocol may appear once")
+        patch = self.model.sizes().patch_size
+        if self.data.image_size % patch or self.data.image_size < 2 * patch:
+            yield Problem(
+                ("data", "image_size"),
+                f"{self.data.image_size} must be a multiple of the patch size ({patch}), "
+                "two patches or more",
+                (("model", "patch_size"), ("model", "encoder")),
+            )
+            return
+        for path, message in infeasible(self.masking, self.grid):
+            yield Problem(
+                ("masking", *path),
+                message,
+                (
+                    ("masking",),
+                    ("data", "image_size"),
+                    ("model", "patch_size"),
+                    ("model", "encoder"),
+                ),
+            )
+
+    def run_digest(self, facts: Mapping[str, Any]) -> str:
+        """Identity of the weights: sha256 (hex) of the part of the spec that decides them.
+
+        ``facts`` are what only the machine knows: resolved precision and threads, the data's
+        fingerprint, versions of plan and sampler.
+        """
+        decisive = {k: v for k, v in self.plain(defaults=False).items() if k not in WEIGHTLESS}
+        decisive.get("data", {}).pop("eval", None)
+        decisive.get("data", {}).pop("loader_threads", None)
+        return canonical_digest({"spec": decisive, "facts": dict(facts)})

@@ -1,0 +1,184 @@
+"""SweepSpec: a RunSpec and what varies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from stoplab_platform.errors import Problem, SpecError
+from stoplab_platform.specs.base import Spec
+from stoplab_platform.specs.overrides import applied
+from stoplab_platform.specs.run import Name, RunSpec
+
+MASKING_RATIO = "masking_ratio"
+
+
+class Axis(Spec):
+    """One varied field: exactly one of the ways below."""
+
+    grid: tuple[Any, ...] | None = None
+    """Every one of these values."""
+    choice: tuple[Any, ...] | None = None
+    """One of these values, drawn evenly."""
+    uniform: tuple[float, float] | None = None
+    """[low, high], drawn evenly."""
+    loguniform: tuple[float, float] | None = None
+    """[low, high] above 0, drawn evenly in the logarithm."""
+    int_: tuple[int, int] | None = Field(default=None, alias="int")
+    """[low, high], whole numbers, both ends included."""
+
+    def checks(self) -> Iterator[Problem]:
+        """Exactly one way; ranges rise; lists hold something."""
+        ways = {
+            "grid": self.grid,
+            "choice": self.choice,
+            "uniform": self.uniform,
+            "loguniform": self.loguniform,
+            "int": self.int_,
+        }
+        given = {name: value for name, value in ways.items() if value is not None}
+        if len(given) != 1:
+            yield Problem((), f"give exactly one of {', '.join(ways)}; got {sorted(given)}")
+            return
+        ((name, value),) = given.items()
+        if name in ("grid", "choice"):
+            if not value:
+                yield Problem((name,), "needs at least one value")
+        elif value[0] > value[1] or (name == "loguniform" and value[0] <= 0):
+            floor = " above 0" if name == "loguniform" else ""
+            yield Problem((name,), f"{list(value)} must be [low, high]{floor} with low <= high")
+
+    def examples(self) -> tuple[Any, ...]:
+        """Values to check a field by: all listed ones, or the two ends."""
+        way = self.grid or self.choice or self.uniform or self.loguniform or self.int_
+        return tuple(way or ())
+
+
+class SearchSpec(Spec):
+    """How points are chosen."""
+
+    kind: Literal["grid", "random", "sobol", "optuna"] = "grid"
+    """`grid` needs grid axes only. Default grid."""
+    samples: int | None = Field(default=None, ge=1)
+    """Points to draw; null with `grid`. Default null."""
+    sampler: Literal["tpe", "gp"] = "tpe"
+    """Optuna's sampler. Default tpe."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the search itself. Default 0."""
+
+
+class SchedulerSpec(Spec):
+    """Which trials end early."""
+
+    kind: Literal["none", "asha", "median", "pbt"] = "none"
+    """Default none."""
+
+
+class ObjectiveSpec(Spec):
+    """What the sweep is after."""
+
+    metric: str = "val/knn_top1"
+    """A metric of an evaluation on the validation split. Default val/knn_top1."""
+    mode: Literal["max", "min"] = "max"
+    """Default max."""
+
+    @field_validator("metric")
+    @classmethod
+    def _on_validation(cls, metric: str) -> str:
+        if not metric.startswith("val/"):
+            raise ValueError(
+                f"{metric!r}: nothing is selected on the test set or by the loss; give val/..."
+            )
+        return metric
+
+
+class LimitsSpec(Spec):
+    """Where a sweep or comparison stops."""
+
+    trials: int = Field(default=100, ge=1)
+    """Most runs. Default 100."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Most GPU-hours; null: no limit. Default null."""
+    wall_hours: float | None = Field(default=None, gt=0)
+    """Most hours on the clock; null: no limit. Default null."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Most runs at a time; null: as many as the cluster's resources hold. Default null."""
+
+
+class SweepSpec(Spec):
+    """Many runs that differ in the swept fields."""
+
+    kind: Literal["sweep"]
+    """Names this kind of spec."""
+    spec_version: Literal[1] = 1
+    """Version of this format. Default 1."""
+    name: Name
+    """A name for people."""
+    base: RunSpec
+    """The run that is varied; in a YAML file also a path to one, relative to the file."""
+    space: dict[str, Axis]
+    """Dotted field of the RunSpec to axis; `masking_ratio` sets the block scales to reach an
+    effective masked fraction."""
+    search: SearchSpec = SearchSpec()
+    """How points are chosen."""
+    scheduler: SchedulerSpec = SchedulerSpec()
+    """Which trials end early."""
+    objective: ObjectiveSpec = ObjectiveSpec()
+    """What the sweep is after."""
+    replicates: int = Field(default=1, ge=1, le=1000)
+    """Seeds per point, the same ones at every point. Default 1."""
+    limits: LimitsSpec = LimitsSpec()
+    """Where the sweep stops."""
+
+    def checks(self) -> Iterator[Problem]:
+        """Axes name fields and hold values that fit; the search can run them."""
+        if not self.space:
+            yield Problem(("space",), "needs at least one axis")
+        if self.scheduler.kind != "none":
+            yield Problem(
+                ("scheduler", "kind"),
+                f"{self.scheduler.kind!r} cannot be run by this release; give 'none'",
+            )
+        if self.search.kind not in ("grid", "random"):
+            yield Problem(
+                ("search", "kind"),
+                f"{self.search.kind!r} cannot be run by this release; give 'grid' or 'random'",
+            )
+        for path, axis in self.space.items():
+            yield from self._axis_problems(path, axis)
+        if self.objective.metric.removeprefix("val/") not in self.base.metrics():
+            yield Problem(
+                ("objective", "metric"),
+                f"{self.objective.metric!r} is not measured; base.evals measures "
+                f"{['val/' + name for name in self.base.metrics()]}",
+                (("base", "evals"),),
+            )
+
+    def _axis_problems(self, path: str, axis: Axis) -> Iterator[Problem]:
+        at = ("space", path)
+        is_grid = axis.grid is not None
+        if self.search.kind == "grid" and not is_grid:
+            yield Problem(
+                at,
+                "a grid search needs a grid axis; give `grid`, or search random",
+                (("search", "kind"),),
+            )
+        if self.search.kind != "grid" and self.search.samples is None:
+            yield Problem(("search", "samples"), f"a {self.search.kind} search needs samples")
+        if path == MASKING_RATIO:
+            if not all(isinstance(v, (int, float)) and 0 < v < 1 for v in axis.examples()):
+                yield Problem(at, f"{list(axis.examples())}: ratios must lie inside (0, 1)")
+            return
+        for value in axis.examples():
+            try:
+                applied(self.base, {path: value}, RunSpec)
+            except SpecError as error:
+                # A point that no mask can be drawn for is reported when the sweep runs,
+                # as infeasible; a value its own field refuses is a mistake in the spec.
+                for problem in error.problems:
+                    if problem.dotted == path and not problem.involves:
+                        yield Problem(at, f"{value!r}: {problem.message}")
+                    elif path.startswith(problem.dotted) and not problem.involves:
+                        yield Problem(at, f"{path}: {problem.message}")

@@ -1,0 +1,1 @@
+"""Many runs: sweeps, comparisons and their statistics. Stands on stoplab_trainers."""
