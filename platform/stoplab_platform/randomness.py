@@ -50,7 +50,7 @@ def uniforms(keys: Keys, count: int, *, offset: int = 0) -> NDArray[np.float64]:
     counters = np.arange(offset + 1, offset + count + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         bits = mix(keys[:, None] + counters * np.uint64(GAMMA))
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def mix(value: Keys) -> Keys:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -62,7 +62,7 @@ class ModelSpec(Spec):
     def sizes(self) -> VitSizes:
         """The encoder's sizes after overrides; ValueError where they are not known."""
         known = vit_table().get(self.encoder, {})
-        merged = {
+        merged: dict[str, Any] = {
             "width": self.width or known.get("width"),
             "depth": self.depth or known.get("depth"),
             "heads": self.heads or known.get("heads"),
@@ -106,8 +106,8 @@ class ModelSpec(Spec):
 
 
 @cache
-def vit_table() -> dict[str, dict[str, float]]:
+def vit_table() -> dict[str, dict[str, Any]]:
     """Sizes of timm's plain ViTs, by name (vits.json, written by `make vits`)."""
     text = files("stoplab_platform").joinpath("vits.json").read_text()
-    table: dict[str, dict[str, float]] = json.loads(text)
+    table: dict[str, dict[str, Any]] = json.loads(text)
     return table

@@ -151,17 +151,9 @@ class RunSpec(Spec):
                 (("model", "patch_size"), ("model", "encoder")),
             )
             return
+        decided_by = (("masking",), ("data", "image_size"), ("model",))
         for path, message in infeasible(self.masking, self.grid):
-            yield Problem(
-                ("masking", *path),
-                message,
-                (
-                    ("masking",),
-                    ("data", "image_size"),
-                    ("model", "patch_size"),
-                    ("model", "encoder"),
-                ),
-            )
+            yield Problem(("masking", *path), message, decided_by)
 
     def run_digest(self, facts: Mapping[str, Any]) -> str:
         """Identity of the weights: sha256 (hex) of the part of the spec that decides them.
