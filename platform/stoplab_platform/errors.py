@@ -43,6 +43,11 @@ class SpecError(StoplabError, ValueError):
         lines = [f"  {p.dotted or '(spec)'}: {p.message}" for p in self.problems]
         super().__init__(f"{len(lines)} problem(s) in the spec:\n" + "\n".join(lines))
 
+    @classmethod
+    def of(cls, field: str, message: str) -> SpecError:
+        """One problem with one top-level field."""
+        return cls([Problem((field,), message)])
+
 
 class SettingsError(StoplabError, ValueError):
     """The environment asks for something stoplab cannot do."""

@@ -1,0 +1,163 @@
+"""What happens beside the steps of a run: numbers out, evaluations, checkpoints, stops."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stoplab_platform.errors import Stopped
+from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.tracking import Tracker
+from stoplab_trainers import checkpoint
+from stoplab_trainers.loop import Run, StepReport
+from stoplab_trainers.scores import Scores
+
+log = logging.getLogger("stoplab.train")
+
+Progress = dict[str, Any]
+QUIET_S = 5.0  # seconds between two lines of a run's log
+PROGRESS_S = 0.5  # seconds between two writes of progress.json
+
+
+class Reporting:
+    """Sends the metrics of logged steps to the tracker, and a line to the log now and then."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._spoke_at = float("-inf")
+
+    def __call__(self, run: Run, report: StepReport) -> None:
+        """Report one step, if it was measured."""
+        if not report.metrics:
+            return
+        self._tracker.metrics(report.step, report.metrics)
+        now = time.monotonic()
+        if now - self._spoke_at >= QUIET_S or report.step == report.steps:
+            self._spoke_at = now
+            log.info(
+                "step %d/%d  epoch %d  loss %.4f  lr %.2e  %.0f images/s",
+                report.step,
+                report.steps,
+                report.epoch,
+                report.metrics["train/loss"],
+                report.metrics["train/lr"],
+                report.metrics["train/samples_per_s"],
+            )
+
+
+class ProgressFile:
+    """Keeps progress.json young, for whoever watches the job."""
+
+    def __init__(self, folder: RunFolder, also: Callable[[Progress], None] | None) -> None:
+        self._folder, self._also = folder, also
+        self._wrote_at = float("-inf")
+        self._seconds = 0.0  # of a step, as a moving mean
+
+    def __call__(self, run: Run, report: StepReport) -> None:
+        """Write where the run stands, at most twice a second."""
+        weight = 1.0 if self._seconds == 0 else 0.1
+        self._seconds += weight * (report.seconds - self._seconds)
+        now = time.monotonic()
+        if now - self._wrote_at < PROGRESS_S and report.step < report.steps:
+            return
+        self._wrote_at = now
+        progress = {
+            "step": report.step,
+            "steps": report.steps,
+            "epoch": report.epoch,
+            "eta_s": round((report.steps - report.step) * self._seconds, 1),
+            "samples_per_s": round(run.spec.optim.batch_size / max(self._seconds, 1e-9), 1),
+        }
+        write_json(self._folder.progress, progress)
+        if self._also:
+            self._also(progress)
+
+
+class Evaluating:
+    """Runs the scheduled protocols on the validation split at the ends of epochs."""
+
+    def __init__(self, scores: Scores, tracker: Tracker) -> None:
+        self._scores, self._tracker = scores, tracker
+
+    def __call__(self, run: Run, report: StepReport) -> None:
+        """Evaluate what is due; the last epoch is left to the final evaluation."""
+        if not report.ends_epoch or report.step == report.steps:
+            return
+        due = [
+            protocol
+            for protocol in run.spec.evals
+            if protocol.every_epochs and (report.epoch + 1) % protocol.every_epochs == 0
+        ]
+        if due:
+            values = self._scores.of(run.target, due, on="val")
+            self._tracker.metrics(report.step, values)
+            log.info("epoch %d  %s", report.epoch, spelled(values))
+
+
+class Saving:
+    """Checkpoints by the spec's schedule, and always at the last step."""
+
+    def __init__(self, folder: RunFolder, identity: Mapping[str, str]) -> None:
+        self._folder, self._identity = folder, dict(identity)
+        self.saved_step = -1
+
+    def __call__(self, run: Run, report: StepReport) -> None:
+        """Save, if it is time."""
+        spec = run.spec.checkpoint
+        by_epoch = spec.every_epochs and report.ends_epoch and (
+            (report.epoch + 1) % spec.every_epochs == 0
+        )
+        by_step = spec.every_steps and report.step % spec.every_steps == 0
+        if by_epoch or by_step or report.step == report.steps:
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Save now, unless this step is saved already."""
+        if self.saved_step == run.step:
+            return
+        checkpoint.save(
+            self._folder.checkpoints,
+            step=run.step,
+            tensors=run.state(),
+            identity=self._identity,
+            keep=run.spec.checkpoint.keep,
+        )
+        self.saved_step = run.step
+
+
+class Stopping:
+    """Obeys the stop file: rank 0 reads it, all ranks hear of it, rank 0 saves, all end."""
+
+    def __init__(self, stop_file: Path | None, saving: Saving | None) -> None:
+        self._file, self._saving = stop_file, saving
+
+    def __call__(self, run: Run, report: StepReport) -> None:
+        """Raise `Stopped` on every rank, once the file is there."""
+        if self._file is None or not self._agreed(run, report):
+            return
+        if self._saving:
+            self._saving.save(run)
+        wish = read_json(self._file) or {}
+        raise Stopped(str(wish.get("intent", "CANCELLED")), run.step)
+
+    def _agreed(self, run: Run, report: StepReport) -> bool:
+        seen = run.world.rank == 0 and self._file is not None and self._file.exists()
+        if run.world.size == 1:
+            return seen
+        # On a GPU, asking waits for the device: then only where the step was measured anyway.
+        if run.world.device.type == "cuda" and not report.metrics:
+            return False
+        flag = torch.tensor([float(seen)], device=run.world.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+
+def spelled(values: Mapping[str, float]) -> str:
+    """Metrics as a line for people."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))

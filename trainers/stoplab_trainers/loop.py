@@ -1,0 +1,241 @@
+"""The loop: plain torch, one rank's view of one pretraining run.
+
+`Run` holds everything that a checkpoint must hold, `steps` is a generator of `StepReport`,
+`train` drains it past the hooks. One step is: schedules, forward, backward, optimiser, EMA
+(ijepa:src/train.py@52c1ae9 has the same order). Every random draw is a function of the step, so
+there is no generator state to save.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stoplab_platform.errors import StoplabError
+from stoplab_platform.specs import RunSpec
+from stoplab_trainers.data.loader import Batch, batches, normalise
+from stoplab_trainers.data.plan import Plan, share
+from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.diagnostics import position_stats
+from stoplab_trainers.loss import smooth_l1
+from stoplab_trainers.masking import TensorMasks, draw_masks
+from stoplab_trainers.model.jepa import Jepa, build_model, target_features
+from stoplab_trainers.optim import Schedules, build_optimizer, set_step, update_ema
+from stoplab_trainers.pairing import PairingRecord
+from stoplab_trainers.randomness import draw_noise
+
+DENSE_STEPS = 50  # a run's start is logged step by step: that is where it goes wrong
+
+
+class Diverged(StoplabError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among the workers, and where it computes."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did; `metrics` is filled at the steps that are logged."""
+
+    step: int
+    """Steps done, from 1."""
+    steps: int
+    """Steps of the whole run."""
+    epoch: int
+    """Epoch the step belongs to, from 0."""
+    ends_epoch: bool
+    """True at the last step of an epoch."""
+    seconds: float
+    """Time of this step, without the hooks."""
+    metrics: Mapping[str, float]
+
+
+class Run:
+    """One rank's training state: weights, EMA target, optimiser, step."""
+
+    def __init__(self, spec: RunSpec, shards: ShardSet, world: World | None = None) -> None:
+        self.spec, self.shards, self.world = spec, shards, world or World()
+        optim = spec.optim
+        self.plan = Plan(
+            shards.counts, optim.batch_size, spec.seed, spec.data.shuffle.window_shards
+        )
+        self.rows = share(optim.batch_size, self.world.rank, self.world.size)
+        self.model: Jepa = build_model(spec).to(self.world.device)
+        self.target = copy.deepcopy(self.model.encoder).requires_grad_(False)
+        self.record = PairingRecord(self.model.state_dict())
+        self.optimizer = build_optimizer(self.model, optim)
+        self.schedules = Schedules(optim, self.plan.steps_per_epoch)
+        self.step = 0
+        self.student = self._wrapped()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.schedules.total_steps
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, but for the spec and the data."""
+        return {
+            "model": self.model.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "record": self.record.state(),
+        }
+
+    def load(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on after ``step`` steps from a `state`."""
+        self.model.load_state_dict(state["model"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.record.load(state["record"])
+        self.step = step
+
+    def _wrapped(self) -> nn.Module:
+        if _compiles(self.spec, self.world.device):
+            for block in (*self.model.encoder.blocks, *self.model.predictor.blocks):
+                block.compile(dynamic=True)
+        if self.world.size == 1:
+            return self.model
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+
+
+def train(run: Run, hooks: Sequence[Callable[[Run, StepReport], None]]) -> None:
+    """Run to the end; after each step every hook sees the run and the step's report."""
+    for report in steps(run):
+        for hook in hooks:
+            hook(run, report)
+
+
+def steps(run: Run) -> Iterator[StepReport]:
+    """One report a step, from the run's present step to its last."""
+    pending: list[float] = []
+    begin = time.perf_counter()
+    for batch in _feed(run):
+        run.step += 1
+        loss, targets, masks, gradient_norm = _train_step(run, batch)
+        metrics: dict[str, float] = {}
+        if _is_logged(run):
+            metrics = _measure(run, loss, targets, masks, gradient_norm)
+        pending.append(time.perf_counter() - begin)
+        if metrics:
+            metrics["train/samples_per_s"] = run.spec.optim.batch_size * len(pending) / sum(pending)
+        per_epoch = run.plan.steps_per_epoch
+        yield StepReport(
+            step=run.step,
+            steps=run.total_steps,
+            epoch=(run.step - 1) // per_epoch,
+            ends_epoch=run.step % per_epoch == 0,
+            seconds=pending[-1],
+            metrics=metrics,
+        )
+        if metrics:
+            pending = []
+        begin = time.perf_counter()  # what the hooks did is not training time
+
+
+def _feed(run: Run) -> Iterator[Batch]:
+    return batches(
+        run.shards,
+        run.plan,
+        run.spec.data,
+        seed=run.spec.seed,
+        rank=run.world.rank,
+        world=run.world.size,
+        start_step=run.step,
+        stop_step=run.total_steps,
+    )
+
+
+def _train_step(run: Run, batch: Batch) -> tuple[Tensor, Tensor, TensorMasks, Tensor]:
+    spec, device = run.spec, run.world.device
+    set_step(run.optimizer, run.schedules, run.step)
+    images = normalise(batch.images.to(device, non_blocking=True))
+    masks = draw_masks(spec, batch.step, run.rows, device)
+    run.record.add(batch, masks, run.total_steps)
+    _, num_context = masks.context.shape
+    _, num_blocks, num_target = masks.targets.shape
+    noise = draw_noise(spec, batch.step, run.rows, num_context, num_blocks, num_target, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision(spec, device) == "bf16"):
+        targets = target_features(run.target, images, masks.targets)
+        predictions = run.student(images, masks, noise)
+    loss = smooth_l1(predictions, targets)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    gradient_norm = nn.utils.clip_grad_norm_(
+        run.model.parameters(), spec.optim.clip_grad or math.inf, foreach=True
+    )
+    run.optimizer.step()
+    update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))
+    return loss.detach(), targets, masks, gradient_norm
+
+
+def precision(spec: RunSpec, device: torch.device) -> str:
+    """`fp32` or `bf16`: by hardware unless the spec says so (bf16 loses on most CPUs)."""
+    if spec.compute.precision != "auto":
+        return spec.compute.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def _compiles(spec: RunSpec, device: torch.device) -> bool:
+    return spec.compute.compile == "on" or (
+        spec.compute.compile == "auto" and device.type == "cuda"
+    )
+
+
+def _is_logged(run: Run) -> bool:
+    every = run.spec.tracking.log_every_steps
+    return run.step <= DENSE_STEPS or run.step % every == 0 or run.step == run.total_steps
+
+
+def _measure(
+    run: Run,
+    loss: Tensor,
+    targets: Float[Tensor, "b block n d"],
+    masks: TensorMasks,
+    gradient_norm: Tensor,
+) -> dict[str, float]:
+    """Numbers of a logged step; the loss is the mean over all workers."""
+    if run.world.size > 1:
+        dist.all_reduce(loss, op=dist.ReduceOp.SUM)
+        loss = loss / run.world.size
+    value = float(loss)
+    if not math.isfinite(value):
+        raise Diverged(f"the loss is {value} at step {run.step}")
+    flat = targets.flatten(0, 2).float()
+    patches = run.spec.grid**2
+    return {
+        "train/loss": value,
+        "train/lr": run.schedules.lr(run.step),
+        "train/weight_decay": run.schedules.weight_decay(run.step),
+        "train/ema": run.schedules.momentum(run.step),
+        "train/grad_norm": float(gradient_norm),
+        "mask/context_tokens": float(masks.context.shape[1]),
+        "mask/effective_ratio": float(_covered(masks, patches).float().mean()),
+        "collapse/feature_std": float(flat.std(dim=0).mean()),
+        **position_stats(run.model, run.spec, flat),
+    }
+
+
+def _covered(masks: TensorMasks, patches: int) -> Bool[Tensor, "b n"]:
+    covered = torch.zeros(
+        len(masks.targets), patches, dtype=torch.bool, device=masks.targets.device
+    )
+    return covered.scatter_(1, masks.targets.flatten(1), True)

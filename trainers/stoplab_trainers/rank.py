@@ -1,0 +1,189 @@
+"""One rank's whole run: open the data, resume, train past the hooks, evaluate, sum up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from stoplab_platform.paths import RunFolder, read_json, write_atomic
+from stoplab_platform.settings import Settings
+from stoplab_platform.specs import RunSpec
+from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
+from stoplab_trainers import checkpoint
+from stoplab_trainers.data.decode import decode, whole
+from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.diagnostics import masks_figure
+from stoplab_trainers.hooks import (
+    Evaluating,
+    Progress,
+    ProgressFile,
+    Reporting,
+    Saving,
+    Stopping,
+    spelled,
+)
+from stoplab_trainers.loop import Run, StepReport, World, precision, train
+from stoplab_trainers.scores import Scores
+
+log = logging.getLogger("stoplab.train")
+
+PLAN_VERSION = 1
+SAMPLER_VERSION = 1
+PICTURED = 4  # images in masks.png
+
+
+class Summary(BaseModel):
+    """What a finished run leaves behind."""
+
+    metrics: dict[str, float]
+    """Final evaluations and the last logged step, by name."""
+    certificate: dict[str, str]
+    """Hashes of what it was fed, for pairing."""
+    facts: dict[str, Any]
+    """Resolved precision, threads, device, data fingerprint, versions."""
+    run_digest: str
+    """Identity of its weights."""
+    weights_sha256: str
+    """Hash of the final weights: model and EMA target."""
+    mlflow_run_id: str | None
+    """Its run in MLflow, where that was reached in time."""
+    steps: int
+    """Steps of the whole run."""
+    elapsed_s: float
+    """Seconds of this process."""
+
+
+def summary_of(folder: RunFolder) -> Summary | None:
+    """The summary of a finished run, None while it is not finished."""
+    data = read_json(folder.summary)
+    return None if data is None else Summary.model_validate(data)
+
+
+def run_rank(
+    spec: RunSpec,
+    folder: RunFolder,
+    identity: RunIdentity,
+    world: World,
+    *,
+    stop_file: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Summary | None:
+    """Train one rank's part; rank 0 returns the summary, the others None.
+
+    Raises `errors.Stopped` on every rank when the stop file asks for it.
+    """
+    began = time.monotonic()
+    torch.set_num_threads(spec.compute.resolved_threads)
+    settings = Settings()
+    cache = settings.folders.cache
+    shards = ShardSet.open(spec.data.train, cache)
+    facts = _facts(spec, world, shards)
+    run = Run(spec, shards, world)
+    # Machine facts may change between attempts; the weights that go on must not.
+    owner = {"run": spec.run_digest({"data": shards.fingerprint})}
+    saving = Saving(folder, owner)
+    _start(run, folder, owner)
+    if world.rank > 0:
+        train(run, [Stopping(stop_file, None)])
+        return None
+    identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
+    tracker = SpoolTracker(folder, settings.tracking_uri)
+    try:
+        tracker.start(identity, flatten(spec.plain()))
+        _leave_files(spec, folder, shards, tracker)
+        scores = Scores(spec, cache) if spec.evals else None
+        last = Last()
+        hooks: list[Callable[[Run, StepReport], None]] = [
+            last,
+            Reporting(tracker),
+            ProgressFile(folder, on_progress),
+            *([Evaluating(scores, tracker)] if scores else []),
+            saving,
+            Stopping(stop_file, saving),
+        ]
+        train(run, hooks)
+        metrics = scores.final(run.target) if scores else {}
+        tracker.metrics(run.step, metrics)
+        log.info("done  %s", spelled(metrics))
+        weights = checkpoint.weights_sha256(_weights(run))
+        tracker.tags({"stoplab.weights_sha256": weights})
+        tracker.finish("FINISHED")
+        tracker.close()
+        summary = Summary(
+            metrics={**last.metrics, **metrics},
+            certificate=run.record.certificate(),
+            facts=facts,
+            run_digest=identity.run_digest,
+            weights_sha256=weights,
+            mlflow_run_id=tracker.run_id,
+            steps=run.step,
+            elapsed_s=round(time.monotonic() - began, 3),
+        )
+        write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
+        return summary
+    finally:
+        tracker.close()
+
+
+class Last:
+    """Remembers the last logged step's metrics."""
+
+    def __init__(self) -> None:
+        self.metrics: Mapping[str, float] = {}
+
+    def __call__(self, run: Run, report: StepReport) -> None:
+        """Keep a measured step's numbers."""
+        self.metrics = report.metrics or self.metrics
+
+
+def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
+    return {
+        "precision": precision(spec, world.device),
+        "threads": spec.compute.resolved_threads,
+        "device": world.device.type,
+        "data": shards.fingerprint,
+        "plan": PLAN_VERSION,
+        "sampler": SAMPLER_VERSION,
+    }
+
+
+def _start(run: Run, folder: RunFolder, owner: Mapping[str, str]) -> None:
+    newest = checkpoint.latest(folder.checkpoints)
+    if newest is not None:
+        run.load(*checkpoint.load(newest, identity=dict(owner)))
+        log.info("resumed at step %d of %d", run.step, run.total_steps)
+    elif run.spec.model.init_from:
+        _, state = checkpoint.load(Path(run.spec.model.init_from), identity=None)
+        run.model.load_state_dict(state["model"])
+        run.target.load_state_dict(state["target"])
+        log.info("weights from %s", run.spec.model.init_from)
+
+
+def _leave_files(
+    spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker
+) -> None:
+    """The spec and a picture of its masks on real images, once."""
+    picture = folder.artifacts / "masks.png"
+    if picture.exists():
+        return
+    write_atomic(folder.spec, spec.to_yaml())
+    tracker.artifact(folder.spec)
+    images = [
+        whole(decode(shards.read(i)), spec.data.image_size)
+        for i in range(min(PICTURED, len(shards)))
+    ]
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    masks_figure(spec, torch.stack(images), picture)
+    tracker.artifact(picture)
+
+
+def _weights(run: Run) -> dict[str, torch.Tensor]:
+    model = {f"model.{name}": value for name, value in run.model.state_dict().items()}
+    target = {f"target.{name}": value for name, value in run.target.state_dict().items()}
+    return {**model, **target}
