@@ -1,0 +1,148 @@
+"""The loop: what a run is fed, what it reports, and that it resumes bit for bit."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from support_runs import tiny
+
+from stoplab_platform.specs import RunSpec
+from stoplab_trainers import checkpoint
+from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.loop import Run, StepReport, steps, train
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return ShardSet.open("digits", tmp_path_factory.mktemp("cache"))
+
+
+def started(spec: RunSpec, digits: ShardSet) -> Run:
+    torch.set_num_threads(1)
+    return Run(spec, digits)
+
+
+def take(run: Run, count: int) -> list[StepReport]:
+    """The next steps; the generator is closed behind them."""
+    generator = steps(run)
+    try:
+        return list(islice(generator, count))
+    finally:
+        generator.close()
+
+
+def assert_same_state(one: object, other: object) -> None:
+    """Equal to the bit, through dictionaries and lists."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same_state(one[name], other[name])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same_state(a, b)
+    else:
+        assert one == other
+
+
+def test_a_run_ends_after_all_its_steps_and_learns(digits: ShardSet) -> None:
+    run = started(tiny(), digits)
+    reports = take(run, 1000)
+    assert len(reports) == run.total_steps == 2 * (1257 // 64)
+    assert [r.step for r in reports if r.ends_epoch] == [19, 38]
+    assert reports[-1].metrics["train/loss"] < reports[0].metrics["train/loss"]
+
+
+def test_a_logged_step_names_every_metric(digits: ShardSet) -> None:
+    (report,) = take(started(tiny(), digits), 1)
+    assert set(report.metrics) >= {
+        "train/loss", "train/lr", "train/weight_decay", "train/ema", "train/grad_norm",
+        "train/samples_per_s", "mask/context_tokens", "mask/effective_ratio", "stop/a_norm",
+        "stop/noise_to_signal", "collapse/feature_std",
+    }  # fmt: skip
+    assert 0 < report.metrics["mask/effective_ratio"] < 1
+
+
+@pytest.mark.parametrize("steps_before", [1, 7, 19, 25])
+def test_resume_is_bit_for_bit_also_in_mid_epoch(
+    digits: ShardSet, tmp_path: Path, steps_before: int
+) -> None:
+    undisturbed = started(tiny(), digits)
+    whole = take(undisturbed, 30)
+
+    first = started(tiny(), digits)
+    before = take(first, steps_before)
+    saved = checkpoint.save(
+        tmp_path, step=first.step, tensors=first.state(), identity={"run": "x"}, keep=1
+    )
+    second = started(tiny(), digits)
+    second.load(*checkpoint.load(saved, identity={"run": "x"}))
+    after = take(second, 30 - steps_before)
+
+    assert [r.metrics["train/loss"] for r in before + after] == [
+        r.metrics["train/loss"] for r in whole
+    ]
+    assert_same_state(second.state(), undisturbed.state())
+
+
+def test_the_arms_of_a_block_are_fed_the_same(digits: ShardSet) -> None:
+    arms = [
+        started(tiny(), digits),
+        started(tiny(positions__noise_std=1.0), digits),
+        started(tiny(positions__kind="deterministic"), digits),
+    ]
+    for run in arms:
+        take(run, 5)
+    certificates = [run.record.certificate() for run in arms]
+    assert certificates[0] == certificates[1] == certificates[2]
+    assert set(certificates[0]) == {"init", "samples", "crops", "masks"}
+
+
+@pytest.mark.parametrize(
+    ("change", "stream"),
+    [
+        ({"seed": 1}, "init"),
+        ({"seed": 1}, "samples"),
+        ({"data__crop_scale": [0.5, 1.0]}, "crops"),
+        ({"masking__target__scale": [0.2, 0.3]}, "masks"),
+    ],
+)
+def test_another_input_shows_in_the_certificate(
+    digits: ShardSet, change: dict[str, object], stream: str
+) -> None:
+    certificates = []
+    for spec in (tiny(), tiny(**change)):
+        run = started(spec, digits)
+        take(run, 3)
+        certificates.append(run.record.certificate())
+    assert certificates[0][stream] != certificates[1][stream]
+
+
+def test_noise_zero_is_exactly_the_deterministic_run(digits: ShardSet) -> None:
+    stop = started(tiny(positions__noise_std=0.0), digits)
+    ijepa = started(tiny(positions__kind="deterministic"), digits)
+    losses = [[r.metrics["train/loss"] for r in take(run, 10)] for run in (stop, ijepa)]
+    assert losses[0] == losses[1]
+    assert_same_state(stop.model.state_dict(), ijepa.model.state_dict())
+
+
+def test_train_shows_every_step_to_every_hook(digits: ShardSet) -> None:
+    seen: list[tuple[str, int]] = []
+    run = started(tiny(optim__epochs=1), digits)
+    train(
+        run,
+        [lambda r, report, name=name: seen.append((name, report.step)) for name in ("a", "b")],
+    )
+    assert seen == [(name, step) for step in range(1, 20) for name in ("a", "b")]
+
+
+def test_logs_every_nth_step_after_a_dense_start(digits: ShardSet) -> None:
+    run = started(tiny(optim__epochs=4), digits)
+    logged = [r.step for r in take(run, 76) if r.metrics]
+    assert logged == [*range(1, 51), 60, 70, 76]

@@ -1,0 +1,78 @@
+"""The trainers' command: exit codes, folders, evaluation of a finished run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from support_runs import TINY
+
+from stoplab_platform.exits import Exit
+from stoplab_platform.paths import JobFolder, read_json
+from stoplab_trainers.main import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STOPLAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path / "home"
+
+
+def written(path: Path, data: object) -> str:
+    path.write_text(yaml.safe_dump(data))
+    return str(path)
+
+
+def test_a_spec_with_mistakes_is_refused_with_all_of_them(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = written(tmp_path / "s.yaml", {**TINY, "colour": 1, "seed": -1})
+    assert main([spec]) == Exit.BAD_INPUT
+    said = capsys.readouterr().out
+    assert "colour: unknown field" in said
+    assert "seed: -1" in said
+    assert not home.exists()
+
+
+def test_missing_shards_are_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = written(tmp_path / "s.yaml", {**TINY, "evals": []})
+    assert main([spec, "--set", "data.train=/nowhere/a-{000..001}.tar"]) == Exit.BAD_INPUT
+    assert "/nowhere/a-000.tar" in capsys.readouterr().out
+
+
+def test_an_asked_for_stop_ends_with_its_own_code(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOPLAB_JOB_ID", "j_stop")
+    job = JobFolder(home / "jobs" / "j_stop")
+    job.root.mkdir(parents=True)
+    job.stop.write_text(json.dumps({"intent": "CANCELLED"}))
+    assert main([written(tmp_path / "s.yaml", TINY)]) == Exit.STOPPED
+    assert not job.run("run").summary.exists()
+
+
+def test_a_finished_job_can_be_evaluated_again(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOPLAB_JOB_ID", "j_train")
+    assert main([written(tmp_path / "s.yaml", TINY), "--set", "optim.epochs=1"]) == Exit.OK
+    trained = read_json(JobFolder(home / "jobs" / "j_train").run("run").summary)
+    probe = {
+        "kind": "evaluate",
+        "name": "probe",
+        "checkpoint": {"job": "j_train"},
+        "data": {
+            "train": "digits/train", "test": "digits/test", "val_fraction": 0.2, "image_size": 16,
+        },
+        "protocols": [{"kind": "knn"}],
+    }  # fmt: skip
+    monkeypatch.setenv("STOPLAB_JOB_ID", "j_probe")
+    assert main([written(tmp_path / "p.yaml", probe)]) == Exit.OK
+    probed = read_json(JobFolder(home / "jobs" / "j_probe").run("run").summary)
+    assert probed["metrics"]["test/knn_top1"] == trained["metrics"]["test/knn_top1"]
+    assert probed["steps"] == trained["steps"]
