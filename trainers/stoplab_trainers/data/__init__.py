@@ -1,0 +1,1 @@
+"""Images from shards to batches: found, indexed, planned, decoded, cropped."""

@@ -1,0 +1,135 @@
+"""From an image's bytes to pixels: decoding, the training crop, the whole image."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import simplejpeg
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.nn import functional
+
+from stoplab_platform.errors import DataError
+from stoplab_platform.specs.data import DataSpec
+
+Pixels = NDArray[np.uint8]
+
+JPEG = b"\xff\xd8"
+ATTEMPTS = 10
+NUM_UNIFORMS = 2 * ATTEMPTS + 6
+ASPECT = (3 / 4, 4 / 3)
+BLUR_STD = (0.1, 2.0)
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
+
+
+def decode(data: bytes) -> Pixels:
+    """Any image to RGB: [height, width, 3]. DataError when it cannot be read.
+
+    simplejpeg and PIL give the same pixels for a JPEG; PIL also reads what simplejpeg refuses
+    (CMYK, bytes between segments).
+    """
+    if data.startswith(JPEG):
+        try:
+            return _decode_jpeg(data)
+        except ValueError:
+            pass
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(_rgb(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"no image that can be read: {error}") from error
+
+
+def random_crop(
+    image: Pixels, u: NDArray[np.float64], data: DataSpec
+) -> UInt8[Tensor, "3 side side"]:
+    """A random resized crop, then flip, grey and blur as ``data`` says.
+
+    ``u`` holds NUM_UNIFORMS numbers in [0, 1) and decides everything. The crop's law is
+    torchvision's RandomResizedCrop: area even in crop_scale, logarithm of the aspect even in
+    3/4 to 4/3, ten attempts, else the largest central crop.
+    """
+    height, width, _ = image.shape
+    top, left, h, w = crop_box(height, width, u, data.crop_scale)
+    pixels = _resized(image[top : top + h, left : left + w], data.image_size, data.image_size)
+    flip, grey, blur, std = u[2 * ATTEMPTS + 2 :]
+    if data.hflip and flip < 0.5:
+        pixels = pixels.flip(-1)
+    if grey < data.grayscale:
+        pixels = _grey(pixels)
+    if blur < data.blur:
+        pixels = _blurred(pixels, BLUR_STD[0] + std * (BLUR_STD[1] - BLUR_STD[0]))
+    return pixels
+
+
+def whole(image: Pixels, size: int) -> UInt8[Tensor, "3 size size"]:
+    """The shorter side resized to ``size``, and the centre of the longer one."""
+    height, width, _ = image.shape
+    scale = size / min(height, width)
+    h, w = max(size, round(height * scale)), max(size, round(width * scale))
+    top, left = (h - size) // 2, (w - size) // 2
+    return _resized(image, h, w)[:, top : top + size, left : left + size]
+
+
+def crop_box(
+    height: int, width: int, u: NDArray[np.float64], scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width (pixels) of a random resized crop."""
+    area = height * width
+    for attempt in range(ATTEMPTS):
+        share = scale[0] + u[2 * attempt] * (scale[1] - scale[0])
+        low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+        aspect = math.exp(low + u[2 * attempt + 1] * (high - low))
+        w = round(math.sqrt(area * share * aspect))
+        h = round(math.sqrt(area * share / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(u[2 * ATTEMPTS] * (height - h + 1))
+            left = int(u[2 * ATTEMPTS + 1] * (width - w + 1))
+            return top, left, h, w
+    w, h = width, height
+    if width / height < ASPECT[0]:
+        h = round(w / ASPECT[0])
+    elif width / height > ASPECT[1]:
+        w = round(h * ASPECT[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _decode_jpeg(data: bytes) -> Pixels:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise DataError(f"{width}x{height} pixels are too many")
+    pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _resized(image: Pixels, height: int, width: int) -> UInt8[Tensor, "3 height width"]:
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    if image.shape[:2] == (height, width):
+        return pixels
+    return functional.interpolate(
+        pixels[None], size=(height, width), mode="bilinear", antialias=True
+    )[0]
+
+
+def _grey(pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+    weights = torch.tensor(GREY)[:, None, None]
+    return (pixels * weights).sum(0).round().to(torch.uint8).expand_as(pixels)
+
+
+def _blurred(pixels: UInt8[Tensor, "3 h w"], std: float) -> UInt8[Tensor, "3 h w"]:
+    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    blurred = image.filter(ImageFilter.GaussianBlur(std))
+    return torch.from_numpy(np.array(blurred)).permute(2, 0, 1)

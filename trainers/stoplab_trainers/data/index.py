@@ -1,0 +1,157 @@
+"""What a shard holds and where: read once from the tar's headers, then kept in the cache.
+
+A sample is a run of members with one key (their name up to the first dot of its last part): one
+image, perhaps a `.cls` with the class index as text, and others, which are not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoplab_platform.errors import DataError
+from stoplab_trainers.data.cache import locked, replacing
+
+VERSION = 1
+IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
+UNLABELLED = -1
+PROBE = 4096  # bytes of each image that go into the digest; they come with its header
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One shard's samples, in order. ``labels`` holds UNLABELLED where there is no class."""
+
+    keys: list[str]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    digest: str
+    """sha256 (hex) over members' names, sizes, places, classes and first bytes: not over where
+    the file lies or what it is called."""
+
+
+def index_of(path: Path, cache: Path) -> ShardIndex:
+    """The index of a plain tar, from the cache if the file has not changed since."""
+    stamp = path.stat()
+    known = f"{VERSION}\0{path.resolve()}\0{stamp.st_size}\0{stamp.st_mtime_ns}"
+    kept = cache / "index" / f"{hashlib.sha256(known.encode()).hexdigest()}.npz"
+    index = _kept(kept)
+    if index is None:
+        with locked(kept):
+            index = _kept(kept) or _keep(kept, read_index(path))
+    return index
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Walk a tar's headers; DataError where it is no tar, or a sample has no image."""
+    walk = _Walk(path)
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    walk.add(member, file)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path} is no readable tar: {error}") from error
+    return walk.result()
+
+
+class _Walk:
+    """Gathers samples from members as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys: list[str] = []
+        self._places: list[tuple[int, int]] = []  # of the samples' images; size -1: none yet
+        self._labels: list[int] = []
+        self._digest = hashlib.sha256()
+
+    def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+        folder, slash, base = member.name.rpartition("/")
+        stem, dot, extension = base.partition(".")
+        if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
+            return  # hidden files, folders' leavings, and webdataset's notes on the whole shard
+        if member.issparse():
+            raise DataError(f"{self._path}: {member.name} is stored sparse; write the tar anew")
+        key = folder + slash + stem
+        if not self._keys or self._keys[-1] != key:
+            self._begin(key)
+        self._digest.update(f"{member.name}\0{member.size}\0{member.offset_data}\0".encode())
+        kind = extension.lower().rpartition(".")[2]
+        if kind in IMAGES and self._places[-1][1] < 0:
+            self._places[-1] = (member.offset_data, member.size)
+            self._digest.update(_bytes(file, member, PROBE))
+        elif extension == "cls":
+            text = _bytes(file, member, PROBE)
+            self._digest.update(text)
+            self._labels[-1] = int(text) if text.strip().isdigit() else UNLABELLED
+
+    def result(self) -> ShardIndex:
+        self._complete()
+        if not self._keys:
+            raise DataError(f"{self._path} holds no sample")
+        if len(set(self._keys)) < len(self._keys):
+            raise DataError(f"{self._path}: the members of a sample must lie side by side")
+        places = np.asarray(self._places, dtype=np.int64)
+        return ShardIndex(
+            keys=self._keys,
+            offsets=places[:, 0],
+            sizes=places[:, 1],
+            labels=np.asarray(self._labels, dtype=np.int64),
+            digest=self._digest.hexdigest(),
+        )
+
+    def _begin(self, key: str) -> None:
+        self._complete()
+        self._keys.append(key)
+        self._places.append((0, -1))
+        self._labels.append(UNLABELLED)
+
+    def _complete(self) -> None:
+        if self._keys and self._places[-1][1] < 0:
+            raise DataError(
+                f"{self._path}: sample {self._keys[-1]!r} has no image "
+                f"({', '.join(sorted(IMAGES))})"
+            )
+
+
+def _bytes(file: BinaryIO, member: tarfile.TarInfo, most: int) -> bytes:
+    file.seek(member.offset_data)
+    return file.read(min(member.size, most))
+
+
+def _kept(path: Path) -> ShardIndex | None:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return ShardIndex(
+                keys=bytes(data["keys"]).decode().split("\0"),
+                offsets=data["offsets"],
+                sizes=data["sizes"],
+                labels=data["labels"],
+                digest=str(data["digest"]),
+            )
+    except (FileNotFoundError, zipfile.BadZipFile, EOFError, KeyError, ValueError):
+        return None  # not there, or not whole: made again
+
+
+def _keep(path: Path, index: ShardIndex) -> ShardIndex:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        keys=np.frombuffer("\0".join(index.keys).encode(), dtype=np.uint8),
+        offsets=index.offsets,
+        sizes=index.sizes,
+        labels=index.labels,
+        digest=np.str_(index.digest),
+    )
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
+    return index

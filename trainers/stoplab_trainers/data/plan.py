@@ -1,0 +1,82 @@
+"""Which samples a step trains on: a function of the seed and the step, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoplab_platform.errors import DataError
+from stoplab_platform.randomness import Stream, generator
+
+Ids = NDArray[np.int64]
+
+
+class Plan:
+    """Step to sample ids, for the global batch.
+
+    An epoch is an order of all samples, drawn anew, cut into whole batches: each sample comes at
+    most once, fewer than a batch are left out. With ``window_shards`` the shards are shuffled,
+    and samples only inside windows of that many shards, so that reading streams.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        batch_size: int,
+        seed: int,
+        window_shards: int | None = None,
+    ) -> None:
+        self._counts = np.asarray(counts, dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self._counts)])
+        self._batch_size, self._seed, self._window = batch_size, seed, window_shards
+        samples = int(self._starts[-1])
+        self.steps_per_epoch = samples // batch_size
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"the set has {samples} samples, fewer than one batch; "
+                f"give optim.batch_size {samples} or less (is {batch_size})"
+            )
+        # Kept: the windows that a batch in flight may touch.
+        self._windows = lru_cache(maxsize=4)(self._draw_windows)
+        self._order = lru_cache(maxsize=8)(self._draw_order)
+
+    def epoch(self, step: int) -> int:
+        """The epoch (from 0) that a step (from 0) belongs to."""
+        return step // self.steps_per_epoch
+
+    def ids(self, step: int) -> Ids:
+        """Sample ids of the global batch at a step (from 0): [batch_size], all different."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start, stop = position * self._batch_size, (position + 1) * self._batch_size
+        _, ends = self._windows(epoch)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        parts = [self._order(epoch, int(w)) for w in range(first, last + 1)]
+        before = int(ends[first - 1]) if first else 0
+        return np.concatenate(parts)[start - before : stop - before]
+
+    def _draw_windows(self, epoch: int) -> tuple[list[Ids], Ids]:
+        """The epoch's windows as lists of shards, and where each ends in the epoch's order."""
+        shards = np.arange(len(self._counts))
+        if self._window is None:
+            windows = [shards]
+        else:
+            shards = generator(self._seed, Stream.ORDER, epoch).permutation(shards)
+            windows = [shards[i : i + self._window] for i in range(0, len(shards), self._window)]
+        ends = np.cumsum([self._counts[window].sum() for window in windows])
+        return windows, ends
+
+    def _draw_order(self, epoch: int, window: int) -> Ids:
+        """The samples of one window, shuffled."""
+        shards = self._windows(epoch)[0][window]
+        ids = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in shards])
+        return generator(self._seed, Stream.ORDER, epoch, window + 1).permutation(ids)
+
+
+def share(batch_size: int, rank: int, world: int) -> slice:
+    """A rank's rows of the global batch."""
+    assert batch_size % world == 0, "the spec checks that the batch divides"
+    rows = batch_size // world
+    return slice(rank * rows, (rank + 1) * rows)

@@ -1,0 +1,149 @@
+"""From what a spec calls its data to a list of shard files, on this machine.
+
+A spec gives a path or URL, with `{000..009}` or `*`, a folder, a list of them, or the name of an
+embedded set. Remote shards (fsspec) are copied into the cache, packed ones (`.tar.gz`) unpacked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+import fsspec
+from braceexpand import braceexpand
+
+from stoplab_platform.errors import DataError
+from stoplab_trainers.data.cache import locked, replacing
+from stoplab_trainers.data.embedded import embedded_shards, is_embedded
+
+SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "http", "https", "memory")
+ENDINGS = (".tar", ".tar.gz", ".tgz")
+CHUNK = 1 << 20
+STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")
+
+
+@dataclass(frozen=True)
+class LocalShard:
+    """A plain tar on this machine, and the name under which the spec knows it."""
+
+    name: str
+    path: Path
+
+
+def local_shards(urls: str | Sequence[str], cache: Path) -> list[LocalShard]:
+    """All shards that ``urls`` name, in order; DataError names what is missing."""
+    listed = [urls] if isinstance(urls, str) else list(urls)
+    names = [name for url in listed for name in _expand(url, cache)]
+    if not names:
+        raise DataError(f"no shards: {urls!r} names none")
+    repeated = (
+        {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
+    )
+    if repeated:
+        raise DataError(f"shards named more than once: {', '.join(sorted(repeated)[:3])}")
+    missing = [name for name in names if "://" not in name and not Path(name).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} shards do not exist, the first: {missing[0]}"
+        )
+    return [LocalShard(name, _unpacked(_fetched(name, cache), cache)) for name in names]
+
+
+def _expand(url: str, cache: Path) -> Iterator[str]:
+    if is_embedded(url):
+        yield from (str(path) for path in embedded_shards(url, cache))
+        return
+    try:
+        names = list(braceexpand(url))
+    except ValueError as error:
+        raise DataError(f"{url!r}: {error}") from error
+    for name in names:
+        yield from _listed(name)
+
+
+def _listed(name: str) -> list[str]:
+    """A name's files: what a pattern matches, what a folder holds, or the name itself."""
+    if "://" in name:
+        return _listed_remote(name)
+    if name.startswith("pipe:"):
+        raise DataError(f"{name!r}: shards are files or URLs; commands are not run")
+    path = Path(name).expanduser()
+    if has_magic(name):
+        found = sorted(glob(str(path)))
+    elif path.is_dir():
+        found = sorted(str(file) for file in path.iterdir() if file.name.endswith(ENDINGS))
+    else:
+        return [str(path)]
+    if not found:
+        raise DataError(f"{name!r} matches no shard")
+    return found
+
+
+def _listed_remote(name: str) -> list[str]:
+    scheme = name.partition("://")[0]
+    if scheme not in SCHEMES or "::" in name:
+        raise DataError(f"{name!r}: URLs of {', '.join(SCHEMES)} can be read, no others")
+    if not has_magic(name):
+        return [name]
+    files, pattern = fsspec.core.url_to_fs(name)
+    found = sorted(files.unstrip_protocol(path) for path in files.glob(pattern))
+    if not found:
+        raise DataError(f"{name!r} matches no shard")
+    return found
+
+
+def _fetched(name: str, cache: Path) -> Path:
+    """The shard as a local file; a remote one is copied once for each of its versions."""
+    if "://" not in name:
+        return Path(name)
+    files, path = fsspec.core.url_to_fs(name)
+    if files.protocol in ("file", ("file", "local")):
+        return Path(path)
+    try:
+        info = files.info(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist") from error
+    version = [str(info[stamp]) for stamp in STAMPS if info.get(stamp)]
+    known = "\0".join([name, str(info["size"]), *version])
+    version_id = hashlib.sha256(known.encode()).hexdigest()
+    copy = cache / "remote" / version_id / name.rpartition("/")[2]
+    with locked(copy):
+        if not copy.exists():
+            with files.open(path, "rb") as source, replacing(copy) as target:
+                shutil.copyfileobj(source, target, CHUNK)
+    return copy
+
+
+def _unpacked(path: Path, cache: Path) -> Path:
+    """A packed shard as a plain tar in the cache, named by the packed file's checksum."""
+    if path.name.endswith(".tar"):
+        return path
+    stamp = path.stat()
+    known = f"{path.resolve()}\0{stamp.st_size}\0{stamp.st_mtime_ns}"
+    note = cache / "unpacked" / f"{hashlib.sha256(known.encode()).hexdigest()}.sha256"
+    if note.exists():
+        plain = cache / "unpacked" / f"{note.read_text()}.tar"
+        if plain.exists():
+            return plain
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    plain = cache / "unpacked" / f"{checksum}.tar"
+    with locked(plain):
+        if not plain.exists():
+            _unpack(path, plain)
+    with replacing(note) as file:
+        file.write(checksum.encode())
+    return plain
+
+
+def _unpack(packed: Path, plain: Path) -> None:
+    try:
+        with gzip.open(packed, "rb") as source, replacing(plain) as target:
+            shutil.copyfileobj(source, target, CHUNK)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{packed} cannot be unpacked: {error}") from error

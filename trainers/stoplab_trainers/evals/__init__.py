@@ -1,0 +1,1 @@
+"""Evaluations of a frozen encoder: one protocol a file, `suite` runs them."""

@@ -1,0 +1,39 @@
+"""The linear probe on few labels: the published 1 % protocol's question, asked several times."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoplab_platform.randomness import Stream, generator
+from stoplab_platform.specs.evals import LowShotEval
+from stoplab_trainers.evals.features import Bank, On
+from stoplab_trainers.evals.linear import probe
+from stoplab_trainers.evals.outcome import Outcome, accuracy
+
+
+def low_shot(protocol: LowShotEval, bank: Bank, on: On, seed: int) -> Outcome:
+    """Mean over draws of labelled rows; a draw depends on the seed, not on the encoder.
+
+    The strength is chosen on the whole validation split, which few labels would not afford:
+    equal for all encoders, and not comparable with published one-percent numbers.
+    """
+    scores, predictions = [], None
+    for draw in range(protocol.draws):
+        rows = draw_rows(bank.labels("train"), protocol, seed, draw)
+        predictions, _ = probe(bank, rows, on)
+        scores.append(accuracy(predictions, bank.labels(on)))
+    return Outcome({"low_shot_top1": float(np.mean(scores))}, predictions)
+
+
+def draw_rows(
+    labels: NDArray[np.int64], protocol: LowShotEval, seed: int, draw: int
+) -> NDArray[np.int64]:
+    """Rows of one draw, the same share or number of each class, at least one of each."""
+    random = generator(seed, Stream.EVAL, draw + 1)
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        wanted = protocol.per_class or max(1, round((protocol.fraction or 0) * len(rows)))
+        chosen.append(random.permutation(rows)[:wanted])
+    return np.sort(np.concatenate(chosen))

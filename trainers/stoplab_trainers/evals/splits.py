@@ -1,0 +1,112 @@
+"""Labelled images for the probes: training, validation and test split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stoplab_platform.errors import DataError
+from stoplab_platform.specs.data import EvalDataSpec
+from stoplab_trainers.data.decode import decode, whole
+from stoplab_trainers.data.shards import ShardSet
+
+KEEP_BYTES = 512 << 20  # of a split's pixels
+THREADS = 2
+
+
+class Split:
+    """Some samples of a set, shown whole at one size; small ones are decoded once."""
+
+    def __init__(self, shards: ShardSet, ids: NDArray[np.int64], image_size: int) -> None:
+        self.labels = _labels(shards)[ids]
+        self._shards, self._ids, self._size = shards, ids, image_size
+        self._kept: UInt8[Tensor, "n 3 s s"] | None = None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def batches(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
+        """All images in order, ``size`` at a time."""
+        if self._kept is None and len(self) * 3 * self._size**2 <= KEEP_BYTES:
+            self._kept = torch.cat(list(self._decoded(size)))
+        if self._kept is None:
+            yield from self._decoded(size)
+        else:
+            yield from torch.split(self._kept, size)
+
+    def _decoded(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="stoplab-eval") as pool:
+            for start in range(0, len(self), size):
+                ids = self._ids[start : start + size]
+                yield torch.stack(list(pool.map(self._image, ids.tolist())))
+
+    def _image(self, sample_id: int) -> UInt8[Tensor, "3 s s"]:
+        try:
+            return whole(decode(self._shards.read(sample_id)), self._size)
+        except DataError as error:
+            raise DataError(f"sample {self._shards.name(sample_id)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What probes are fitted on, chosen on, and reported on."""
+
+    train: Split
+    val: Split
+    test: Split
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, counted over all splits."""
+        return 1 + max(int(split.labels.max()) for split in (self.train, self.val, self.test))
+
+
+@lru_cache(maxsize=4)
+def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
+    """The splits that ``data`` names. Where it names no validation split, a fixed part of the
+    training split, by the hash of the keys, is set aside and not trained on."""
+    train, test = ShardSet.open(data.train, cache), ShardSet.open(data.test, cache)
+    if data.val is None:
+        val, held_out = train, hash_split(train.keys, data.val_fraction)
+    else:
+        val = ShardSet.open(data.val, cache)
+        held_out = np.zeros(len(train), dtype=np.bool_)
+    return Splits(
+        train=Split(train, np.flatnonzero(~held_out), image_size),
+        val=Split(
+            val, np.flatnonzero(held_out) if val is train else np.arange(len(val)), image_size
+        ),
+        test=Split(test, np.arange(len(test)), image_size),
+    )
+
+
+def hash_split(keys: Sequence[str], fraction: float) -> NDArray[np.bool_]:
+    """Which samples are held out: those whose keys hash lowest, ``fraction`` of them, at least
+    one. A key's hash is fixed for ever, so no seed and no order of shards moves a sample."""
+    if len(keys) < 2:
+        raise DataError("one labelled sample cannot be split; give data.eval.val")
+    hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+    ranked = sorted(range(len(keys)), key=lambda i: (hashes[i], i))
+    count = min(max(1, round(len(keys) * fraction)), len(keys) - 1)
+    held_out = np.zeros(len(keys), dtype=np.bool_)
+    held_out[ranked[:count]] = True
+    return held_out
+
+
+def _labels(shards: ShardSet) -> NDArray[np.int64]:
+    if shards.labels is None:
+        raise DataError(
+            f"evaluation needs labels, and sample {shards.unlabelled} has none (a `.cls` member "
+            "with the class index)"
+        )
+    return shards.labels
