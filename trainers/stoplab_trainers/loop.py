@@ -8,7 +8,6 @@ there is no generator state to save.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics import position_stats
 from stoplab_trainers.loss import smooth_l1
 from stoplab_trainers.masking import TensorMasks, draw_masks
-from stoplab_trainers.model.jepa import Jepa, build_model, target_features
+from stoplab_trainers.model.jepa import Jepa, build_model, target_features, target_of
 from stoplab_trainers.optim import Schedules, build_optimizer, set_step, update_ema
 from stoplab_trainers.pairing import PairingRecord
 from stoplab_trainers.randomness import draw_noise
@@ -78,7 +77,7 @@ class Run:
         )
         self.rows = share(optim.batch_size, self.world.rank, self.world.size)
         self.model: Jepa = build_model(spec).to(self.world.device)
-        self.target = copy.deepcopy(self.model.encoder).requires_grad_(False)
+        self.target = target_of(self.model.encoder)
         self.record = PairingRecord(self.model.state_dict())
         self.optimizer = build_optimizer(self.model, optim)
         self.schedules = Schedules(optim, self.plan.steps_per_epoch)
@@ -109,7 +108,7 @@ class Run:
 
     def _wrapped(self) -> nn.Module:
         if _compiles(self.spec, self.world.device):
-            for block in (*self.model.encoder.blocks, *self.model.predictor.blocks):
+            for block in (*self.model.encoder.vit.blocks, *self.model.predictor.blocks):
                 block.compile(dynamic=True)
         if self.world.size == 1:
             return self.model
