@@ -54,11 +54,23 @@ class SettingsError(StoplabError, ValueError):
 
 
 class IllegalMove(StoplabError):
-    """A job was asked to go to a state that its present one does not lead to."""
+    """A job was asked for what its state does not allow; ``allowed`` says what it does."""
+
+    def __init__(self, message: str, *, state: str, allowed: Sequence[str] = ()) -> None:
+        self.state, self.allowed = state, tuple(allowed)
+        super().__init__(message)
 
 
 class Conflict(StoplabError):
     """Somebody else changed the row first (optimistic version)."""
+
+
+class KeyReused(StoplabError, ValueError):
+    """An idempotency key came again with another body."""
+
+
+class Forbidden(StoplabError):
+    """Known, visible, but not yours to change."""
 
 
 class NotFound(StoplabError):
@@ -67,6 +79,10 @@ class NotFound(StoplabError):
 
 class RunnerUnavailable(StoplabError):
     """The cluster does not answer; what was accepted stays accepted."""
+
+
+class StoreUnavailable(StoplabError):
+    """The database does not answer."""
 
 
 class CheckpointError(StoplabError):

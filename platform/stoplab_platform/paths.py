@@ -78,6 +78,10 @@ class JobFolder:
         """Number of the attempt that owns this folder (the fence)."""
         return self.root / "owner.json"
 
+    def claim(self, attempt: int) -> Path:
+        """Created, exclusively, by the one process that is this attempt."""
+        return self.root / "attempts" / str(attempt)
+
     @property
     def heartbeat(self) -> Path:
         """A counter that the living attempt raises."""
@@ -92,6 +96,16 @@ class JobFolder:
     def result(self) -> Path:
         """How the last attempt ended, in its supervisor's words."""
         return self.root / "result.json"
+
+    @property
+    def progress(self) -> Path:
+        """How far a study is, in cells; a pretraining job's lies in its run's folder."""
+        return self.root / "progress.json"
+
+    @property
+    def tracked(self) -> Path:
+        """A study's parent run in the tracker: run_id, experiment_id."""
+        return self.root / "tracked.json"
 
     @property
     def comparison(self) -> Path:

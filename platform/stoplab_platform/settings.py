@@ -63,6 +63,11 @@ class Settings(BaseSettings):
         return Home(self.home)
 
     @property
+    def capacity_declared(self) -> bool:
+        """Whether somebody said what jobs may reserve."""
+        return self.capacity_cpus is not None
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's address, SQLite in the home unless one is given."""
         if self.mlflow_tracking_uri:

@@ -1,0 +1,292 @@
+"""Every query about jobs. One method is one transaction; nothing else is done while it is open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from stoplab_platform.errors import Conflict, IllegalMove, KeyReused, NotFound
+from stoplab_platform.jobs.database import Database, clock
+from stoplab_platform.jobs.models import (
+    Event,
+    IdempotencyRecord,
+    Job,
+    JobQuery,
+    NewJob,
+    Page,
+    Submitted,
+)
+from stoplab_platform.jobs.rows import event_row, event_value, job_value, key_row, new_row
+from stoplab_platform.jobs.states import ACTIVE, MOVES, TERMINAL, ReasonCode, State, allowed_actions
+from stoplab_platform.jobs.tables import EventRow, IdempotencyRow, JobRow, LabelRow, LeaseRow
+from stoplab_platform.jobs.token_store import TokenStore
+
+MOVABLE = frozenset({"attempt", "intent", "run_digest"})
+"""Columns that a move may set beside the state."""
+
+
+class JobStore(TokenStore):
+    """Jobs and their history in one database; safe to share between threads."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(Database(url))
+
+    def migrate(self) -> None:
+        """Make or renew the tables."""
+        self._database.migrate()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._database.close()
+
+    def ping(self) -> None:
+        """One write; StoreUnavailable when it fails."""
+        with self._database.writing() as session:
+            session.execute(
+                update(LeaseRow).where(LeaseRow.name == "ping").values(expires=clock(session))
+            )
+
+    def lease(self, name: str, holder: str, ttl_s: float) -> bool:
+        """Take or keep a lease by the database's clock; False while somebody else holds it."""
+        with self._database.writing() as session:
+            now = clock(session)
+            free = or_(LeaseRow.holder == holder, LeaseRow.expires < now)
+            taken = session.connection().execute(
+                update(LeaseRow)
+                .where(LeaseRow.name == name, free)
+                .values(holder=holder, expires=now + ttl_s)
+            )
+            return taken.rowcount == 1
+
+    def submit(self, new: NewJob, *, idempotency: IdempotencyRecord | None = None) -> Submitted:
+        """Store a job, its first event and the client's key; the same key gives the same job."""
+        try:
+            return self._submit(new, idempotency)
+        except IntegrityError:
+            # Another replica stored the same key between our look and our write.
+            return self._submit(new, idempotency)
+
+    def _submit(self, new: NewJob, idempotency: IdempotencyRecord | None) -> Submitted:
+        with self._database.writing() as session:
+            if idempotency is not None:
+                earlier = _claim(session, new, idempotency)
+                if earlier is not None:
+                    return Submitted(job_value(earlier), replayed=True)
+            row = new_row(new)
+            session.add(row)
+            session.flush()
+            if idempotency is not None:
+                session.add(key_row(new, idempotency))
+            session.add(event_row(new.id, new.owner, "submit", to_state=State.QUEUED))
+            return Submitted(job_value(row), replayed=False)
+
+    def get(self, job_id: str, project: str | None = None) -> Job:
+        """One job; NotFound when there is none, it is hidden, or it is another project's."""
+        with self._database.reading() as session:
+            return job_value(_row(session, job_id, project))
+
+    def list(self, query: JobQuery) -> Page:
+        """Jobs, newest first, after the cursor."""
+        with self._database.reading() as session:
+            found = select(JobRow).where(JobRow.hidden.is_(False), *_conditions(query))
+            rows = session.scalars(found.order_by(JobRow.id.desc()).limit(query.limit + 1)).all()
+            items = tuple(job_value(row) for row in rows[: query.limit])
+            more = len(rows) > query.limit
+            return Page(items, next_cursor=items[-1].id if more else None)
+
+    def unfinished(self) -> Sequence[Job]:
+        """Jobs that want something from the reconciler (queued or active), oldest first."""
+        return self._select(JobRow.state.in_([State.QUEUED, *ACTIVE]))
+
+    def unsettled(self) -> Sequence[Job]:
+        """Finished or paused jobs whose end the tracker has not been told yet, oldest first."""
+        return self._select(JobRow.state.in_([State.PAUSED, *TERMINAL]), JobRow.settled.is_(False))
+
+    def move(
+        self,
+        job: Job,
+        to: State,
+        *,
+        actor: str,
+        verb: str = "move",
+        reason_code: ReasonCode | None = None,
+        message: str | None = None,
+        **columns: Any,
+    ) -> Job:
+        """Take a job to another state, with one event; Conflict when ``job`` is out of date."""
+        assert columns.keys() <= MOVABLE, columns
+        if to not in MOVES[job.state]:
+            raise IllegalMove(
+                f"{job.id} is {job.state}; it cannot become {to}",
+                state=job.state,
+                allowed=allowed_actions(job.state),
+            )
+        values = {"state": to, "reason_code": reason_code, "message": message, **columns}
+        with self._database.writing() as session:
+            _guarded_update(session, job, {**values, **_stamps(job, to)})
+            session.add(
+                event_row(
+                    job.id, actor, verb, from_state=job.state, to_state=to,
+                    reason_code=reason_code, message=message,
+                )
+            )  # fmt: skip
+            return job_value(_row(session, job.id))
+
+    def edit(
+        self,
+        job: Job,
+        *,
+        actor: str,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+    ) -> Job:
+        """Change labels (all of them) or priority; Conflict when ``job`` is out of date."""
+        with self._database.writing() as session:
+            changes = {} if priority is None else {"priority": priority}
+            _guarded_update(session, job, changes)
+            row = _row(session, job.id)
+            if labels is not None:
+                row.labels = [LabelRow(key=key, value=value) for key, value in labels.items()]
+            session.add(event_row(job.id, actor, "edit"))
+            session.flush()
+            session.refresh(row)
+            return job_value(row)
+
+    def settle(self, job: Job) -> None:
+        """Note that the tracker knows how the job ended; nothing when it moved on meanwhile."""
+        with self._database.writing() as session:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job.id, JobRow.version == job.version)
+                .values(settled=True)
+            )
+
+    def hide(self, job: Job, *, actor: str) -> None:
+        """Take a finished job out of every list; IllegalMove while it is not finished."""
+        if job.state not in TERMINAL:
+            raise IllegalMove(
+                f"{job.id} is {job.state}; only finished jobs can be deleted",
+                state=job.state,
+                allowed=allowed_actions(job.state),
+            )
+        with self._database.writing() as session:
+            _guarded_update(session, job, {"hidden": True})
+            session.add(event_row(job.id, actor, "delete"))
+
+    def record(
+        self,
+        job_id: str,
+        *,
+        actor: str,
+        verb: str,
+        message: str | None = None,
+        reason_code: ReasonCode | None = None,
+    ) -> None:
+        """An event that moves nothing."""
+        with self._database.writing() as session:
+            session.add(event_row(job_id, actor, verb, message=message, reason_code=reason_code))
+
+    def events(self, job_id: str, after: int = 0) -> Sequence[Event]:
+        """A job's history after an event's number, oldest first."""
+        return self._events(EventRow.job_id == job_id, EventRow.seq > after)
+
+    def history(self, job_id: str) -> Sequence[Event]:
+        """The events that changed a job's state, oldest first."""
+        return self.histories([job_id])[job_id]
+
+    def histories(self, job_ids: Iterable[str]) -> Mapping[str, Sequence[Event]]:
+        """The state changes of several jobs at once."""
+        found: dict[str, list[Event]] = {job_id: [] for job_id in job_ids}
+        for event in self._events(EventRow.job_id.in_(found), EventRow.to_state.is_not(None)):
+            found[event.job_id].append(event)
+        return found
+
+    def recoveries(self, job_id: str) -> Mapping[ReasonCode, int]:
+        """How often a job went RECOVERING, by reason."""
+        with self._database.reading() as session:
+            rows = session.execute(
+                select(EventRow.reason_code, func.count())
+                .where(EventRow.job_id == job_id, EventRow.to_state == State.RECOVERING)
+                .group_by(EventRow.reason_code)
+            )
+            return {ReasonCode(code): count for code, count in rows if code is not None}
+
+    def _select(self, *conditions: Any) -> Sequence[Job]:
+        with self._database.reading() as session:
+            rows = session.scalars(select(JobRow).where(*conditions).order_by(JobRow.id))
+            return [job_value(row) for row in rows]
+
+    def _events(self, *conditions: Any) -> Sequence[Event]:
+        with self._database.reading() as session:
+            rows = session.scalars(select(EventRow).where(*conditions).order_by(EventRow.seq))
+            return [event_value(row) for row in rows]
+
+
+def _claim(session: Session, new: NewJob, record: IdempotencyRecord) -> JobRow | None:
+    """The job that this key made before; KeyReused when it came with another body."""
+    key = session.get(IdempotencyRow, (new.project, new.owner, record.key))
+    if key is None:
+        return None
+    if key.body_digest != record.body_digest:
+        raise KeyReused(
+            f"the idempotency key {record.key!r} was used for {key.job_id} with another body"
+        )
+    return session.get_one(JobRow, key.job_id)
+
+
+def _row(session: Session, job_id: str, project: str | None = None) -> JobRow:
+    row = session.get(JobRow, job_id)
+    if row is None or row.hidden or (project is not None and row.project != project):
+        raise NotFound(f"no job {job_id}")
+    return row
+
+
+def _conditions(query: JobQuery) -> list[Any]:
+    found: list[Any] = []
+    if query.project is not None:
+        found.append(JobRow.project == query.project)
+    if query.states:
+        found.append(JobRow.state.in_(query.states))
+    if query.kinds:
+        found.append(JobRow.kind.in_(query.kinds))
+    for key, value in query.labels:
+        found.append(JobRow.labels.any(and_(LabelRow.key == key, LabelRow.value == value)))
+    if query.prefix:
+        start = query.prefix.lower()
+        found.append(
+            or_(
+                func.lower(JobRow.name).startswith(start, autoescape=True),
+                JobRow.id.startswith(start, autoescape=True),
+            )
+        )
+    if query.cursor:
+        found.append(JobRow.id < query.cursor)
+    return found
+
+
+def _guarded_update(session: Session, job: Job, values: Mapping[str, Any]) -> None:
+    done = session.connection().execute(
+        update(JobRow)
+        .where(JobRow.id == job.id, JobRow.version == job.version)
+        .values(version=job.version + 1, **values)
+    )
+    if done.rowcount == 0:
+        raise Conflict(f"{job.id} is no longer at version {job.version}")
+
+
+def _stamps(job: Job, to: State) -> dict[str, Any]:
+    """What a move sets by itself."""
+    stamps: dict[str, Any] = {}
+    if to is State.RUNNING and job.started_at is None:
+        stamps["started_at"] = datetime.now(UTC)
+    if to in TERMINAL:
+        stamps["finished_at"] = datetime.now(UTC)
+    if to in TERMINAL or to is State.PAUSED:
+        # An attempt may have left runs open in the tracker.
+        stamps["settled"] = job.attempt == 0
+    return stamps

@@ -1,0 +1,214 @@
+"""What people ask of jobs: the REST API calls this, and nothing else changes a job for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from shutil import rmtree
+from typing import Any
+
+from stoplab_platform.admission import QueueInfo, capacity, check_fits
+from stoplab_platform.errors import Conflict, Forbidden, IllegalMove
+from stoplab_platform.handoff import request_stop
+from stoplab_platform.ids import new_job_id
+from stoplab_platform.jobs.models import (
+    IdempotencyRecord,
+    Intent,
+    Job,
+    JobQuery,
+    NewJob,
+    Page,
+    Principal,
+    Role,
+    Submitted,
+)
+from stoplab_platform.jobs.states import TERMINAL, ReasonCode, State, allowed_actions
+from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.jobs.views import job_view
+from stoplab_platform.settings import Settings
+from stoplab_platform.specs import AnySpec, parse_spec
+from stoplab_platform.specs.base import canonical_digest
+
+TRIES = 5  # against somebody else's move coming between
+
+
+class Jobs:
+    """Jobs for one principal at a time. Other projects' jobs do not exist (NotFound)."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        settings: Settings,
+        queue: Callable[[], Mapping[str, QueueInfo]] = dict,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._queue = queue
+
+    @property
+    def store(self) -> JobStore:
+        """The store below."""
+        return self._store
+
+    def check(self, spec: AnySpec) -> None:
+        """SpecError when the spec can never run in this lab."""
+        if self._settings.capacity_declared:
+            check_fits(spec, capacity(self._settings))
+
+    def submit(
+        self,
+        principal: Principal,
+        spec: AnySpec,
+        *,
+        labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        key: str | None = None,
+        retry_of: str | None = None,
+    ) -> Submitted:
+        """Accept a job; the same key and body give the same job, another body KeyReused."""
+        _may_submit(principal)
+        self.check(spec)
+        new = NewJob(
+            id=new_job_id(),
+            kind=spec.kind,
+            name=spec.name,
+            project=principal.project,
+            owner=principal.owner,
+            spec=spec.plain(),
+            spec_digest=spec.digest(),
+            labels=dict(labels or {}),
+            priority=priority,
+            retry_of=retry_of,
+        )
+        body = {"spec": new.spec, "labels": new.labels, "priority": priority, "retry_of": retry_of}
+        record = None if key is None else IdempotencyRecord(key, canonical_digest(body))
+        return self._store.submit(new, idempotency=record)
+
+    def get(self, principal: Principal, job_id: str) -> Job:
+        """One job of the principal's project."""
+        return self._store.get(job_id, principal.project)
+
+    def list(self, principal: Principal, query: JobQuery) -> Page:
+        """Jobs of the principal's project, whatever project the query names."""
+        return self._store.list(replace(query, project=principal.project))
+
+    def cancel(self, principal: Principal, job_id: str) -> Job:
+        """End a job; a finished one comes back unchanged."""
+        return self._change(principal, job_id, self._cancelled)
+
+    def pause(self, principal: Principal, job_id: str) -> Job:
+        """Stop a job at its next checkpoint so that it can go on later."""
+        return self._change(principal, job_id, self._paused)
+
+    def resume(self, principal: Principal, job_id: str) -> Job:
+        """Put a paused job back into the queue."""
+        return self._change(principal, job_id, self._resumed)
+
+    def retry(self, principal: Principal, job_id: str, *, key: str | None = None) -> Submitted:
+        """A new job with a finished one's spec; cells that SUCCEEDED are adopted, not run again."""
+        job = self._own(principal, job_id)
+        if job.state not in TERMINAL:
+            raise _refused(job, "retry")
+        return self.submit(
+            principal,
+            parse_spec(job.spec),
+            labels=job.labels,
+            priority=job.priority,
+            key=key,
+            retry_of=job.id,
+        )
+
+    def edit(
+        self,
+        principal: Principal,
+        job_id: str,
+        version: int,
+        *,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+    ) -> Job:
+        """Change labels or priority; Conflict when the job is no longer at ``version``."""
+        job = self._own(principal, job_id)
+        if job.version != version:
+            raise Conflict(f"{job.id} is at version {job.version}, not {version}")
+        return self._store.edit(job, actor=principal.owner, labels=labels, priority=priority)
+
+    def delete(self, principal: Principal, job_id: str) -> None:
+        """Hide a finished job and remove its folder; MLflow keeps its runs."""
+        job = self._own(principal, job_id)
+        self._store.hide(job, actor=principal.owner)
+        rmtree(self._settings.folders.job(job.id).root, ignore_errors=True)
+
+    def view(self, job: Job) -> dict[str, Any]:
+        """A job as REST shows it."""
+        return self.views([job])[0]
+
+    def views(self, jobs: Sequence[Job]) -> Sequence[dict[str, Any]]:
+        """Several jobs as REST shows them."""
+        histories = self._store.histories(job.id for job in jobs)
+        queue = self._queue()
+        return [job_view(job, histories[job.id], queue.get(job.id), self._settings) for job in jobs]
+
+    def _change(self, principal: Principal, job_id: str, change: Callable[[Job, str], Job]) -> Job:
+        """Apply a change to the job as it is now; again when somebody came between."""
+        for _ in range(TRIES):
+            job = self._own(principal, job_id)
+            try:
+                return change(job, principal.owner)
+            except Conflict:
+                continue
+        raise Conflict(f"{job_id} keeps changing; ask again")
+
+    def _cancelled(self, job: Job, actor: str) -> Job:
+        if job.state in TERMINAL or job.intent is Intent.CANCELLED:
+            return job
+        if job.state in (State.QUEUED, State.PAUSED):
+            return self._move(job, State.CANCELLED, actor, "cancel")
+        return self._stopping(job, actor, "cancel", Intent.CANCELLED)
+
+    def _paused(self, job: Job, actor: str) -> Job:
+        if "pause" not in allowed_actions(job.state):
+            raise _refused(job, "pause")
+        if job.state is State.QUEUED:
+            return self._move(job, State.PAUSED, actor, "pause")
+        return self._stopping(job, actor, "pause", Intent.PAUSED)
+
+    def _resumed(self, job: Job, actor: str) -> Job:
+        if job.state is not State.PAUSED:
+            raise _refused(job, "resume")
+        return self._move(job, State.QUEUED, actor, "resume")
+
+    def _stopping(self, job: Job, actor: str, verb: str, intent: Intent) -> Job:
+        moved = self._move(job, State.STOPPING, actor, verb, intent=intent)
+        with suppress(OSError):  # the reconciler asks again
+            request_stop(self._settings.folders.job(job.id), job.attempt, intent)
+        return moved
+
+    def _move(self, job: Job, to: State, actor: str, verb: str, **columns: Any) -> Job:
+        columns.setdefault("intent", None)
+        return self._store.move(
+            job, to, actor=actor, verb=verb, reason_code=ReasonCode.USER_REQUEST,
+            message=f"{verb} asked by {actor}", **columns,
+        )  # fmt: skip
+
+    def _own(self, principal: Principal, job_id: str) -> Job:
+        job = self._store.get(job_id, principal.project)
+        _may_submit(principal)
+        if principal.role is not Role.ADMIN and job.owner != principal.owner:
+            raise Forbidden(f"{job_id} is {job.owner}'s; only its owner and admins change it")
+        return job
+
+
+def _may_submit(principal: Principal) -> None:
+    if principal.role is Role.VIEWER:
+        raise Forbidden(f"{principal.owner} may look at {principal.project}, not change it")
+
+
+def _refused(job: Job, action: str) -> IllegalMove:
+    allowed = allowed_actions(job.state)
+    return IllegalMove(
+        f"{job.id} is {job.state}, so {action} is not possible; possible: {', '.join(allowed)}",
+        state=job.state,
+        allowed=allowed,
+    )
