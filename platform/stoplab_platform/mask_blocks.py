@@ -1,0 +1,143 @@
+"""Rectangles on the patch grid, and what their sizes leave for the context."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoplab_platform.randomness import Keys, Stream, row_keys, uniforms
+
+if TYPE_CHECKING:  # specs check themselves with this module
+    from stoplab_platform.specs.masking import BlockSpec, MultiblockMasking
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Size = tuple[int, int]
+
+LADDER = 4096  # sizes are drawn on this many steps of u, so that each can be checked beforehand
+SIMULATED = 1024  # images of a simulation
+
+
+def block_size(u: float, block: BlockSpec, grid: int, *, official: bool) -> Size:
+    """Height and width (patches) of a block at the uniform draw ``u``.
+
+    One draw sets both scale and aspect. The published code lowers both sides below the grid's
+    (ijepa:src/masks/multiblock.py@52c1ae9); ours lets a block span the grid.
+    """
+    (s0, s1), (a0, a1) = block.scale, block.aspect
+    area = int(grid * grid * (s0 + u * (s1 - s0)))
+    aspect = a0 + u * (a1 - a0)
+    most = grid - 1 if official else grid
+    height = min(round(math.sqrt(area * aspect)), most)
+    width = min(round(math.sqrt(area / aspect)), most)
+    return height, width
+
+
+@lru_cache(maxsize=1024)
+def size_odds(block: BlockSpec, grid: int, *, official: bool) -> dict[Size, float]:
+    """Every size that ``block`` can take on a grid, with its probability."""
+    ladder = (block_size(i / LADDER, block, grid, official=official) for i in range(LADDER))
+    return {size: times / LADDER for size, times in sorted(Counter(ladder).items())}
+
+
+class Sizes(NamedTuple):
+    """Block sizes of one step (patches)."""
+
+    target: Size
+    context: Size
+
+
+def pair_odds(masking: MultiblockMasking, grid: int) -> dict[Sizes, float]:
+    """Every pair of sizes that a step can draw, with its probability."""
+    official = masking.sampler == "official"
+    targets = size_odds(masking.target, grid, official=official)
+    contexts = size_odds(masking.context, grid, official=official)
+    return {Sizes(t, c): p * q for t, p in targets.items() for c, q in contexts.items()}
+
+
+def cover(top: Ints, left: Ints, size: Size, grid: int) -> Bools:
+    """Which patches blocks cover: [*block, grid, grid] from corners [*block]."""
+    ticks = np.arange(grid)
+    down = (ticks >= top[..., None]) & (ticks < top[..., None] + size[0])
+    across = (ticks >= left[..., None]) & (ticks < left[..., None] + size[1])
+    covered: Bools = down[..., :, None] & across[..., None, :]
+    return covered
+
+
+def patches(top: Ints, left: Ints, size: Size, grid: int) -> Ints:
+    """Indices of the patches of blocks, ascending: [*block, height * width]."""
+    rows = top[..., None, None] + np.arange(size[0])[:, None]
+    columns = left[..., None, None] + np.arange(size[1])
+    indices: Ints = (rows * grid + columns).reshape(*top.shape, -1)
+    return indices
+
+
+class Placed(NamedTuple):
+    """Blocks of some images."""
+
+    targets: Ints  # patch indices [row, block, n]
+    hit: Bools  # patches in a target block [row, grid, grid]
+    allowed: Bools  # patches of the context block in no target [row, grid, grid]
+
+
+def place(draws: NDArray[np.float64], sizes: Sizes, grid: int, *, reach: int = 1) -> Placed:
+    """Blocks from uniforms [row, 2 * (blocks + 1)]: corners of the targets, then the context's.
+
+    ``reach`` 1 lets a block touch the last row and column; the published code has 0.
+    """
+
+    def corners(part: NDArray[np.float64], side: int) -> Ints:
+        return (part * (grid - side + reach)).astype(np.int64)
+
+    (height, width), (tall, wide) = sizes
+    top, left = corners(draws[:, :-2:2], height), corners(draws[:, 1:-2:2], width)
+    hit: Bools = cover(top, left, sizes.target, grid).any(axis=1)
+    outer = cover(corners(draws[:, -2], tall), corners(draws[:, -1], wide), sizes.context, grid)
+    return Placed(patches(top, left, sizes.target, grid), hit, outer & ~hit)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a pair of sizes gives, over many simulated images.
+
+    Attributes:
+        lengths: context patches outside of the targets, rising.
+        shares: for each, the image's share of patches in at least one target (fraction).
+    """
+
+    lengths: Ints
+    shares: NDArray[np.float64]
+
+    def keep(self, masking: MultiblockMasking) -> int:
+        """Context patches that the `fixed` sampler keeps at these sizes."""
+        quantile = np.quantile(self.lengths, masking.context_quantile, method="lower")
+        return max(masking.min_keep, int(quantile))
+
+    def odds(self, keep: int) -> float:
+        """Share of the images that leave ``keep`` context patches or more (fraction)."""
+        return float(np.mean(self.lengths >= keep))
+
+    def effective(self, keep: int) -> float:
+        """Mean share of an image's patches in a target, where ``keep`` are left (fraction)."""
+        fits = self.lengths >= keep
+        return float(self.shares[fits].mean()) if fits.any() else math.nan
+
+
+@lru_cache(maxsize=4096)
+def profile(sizes: Sizes, count: int, grid: int, *, official: bool) -> Profile:
+    """The profile of ``count`` targets and a context of these sizes; always the same images."""
+    draws = uniforms(_simulation_keys(), 2 * (count + 1))
+    placed = place(draws, sizes, grid, reach=0 if official else 1)
+    lengths = placed.allowed.sum(axis=(1, 2))
+    order = np.argsort(lengths, kind="stable")
+    return Profile(lengths[order], placed.hit.mean(axis=(1, 2))[order])
+
+
+def _simulation_keys() -> Keys:
+    return row_keys(0, Stream.MASK, LADDER, rows=np.arange(SIMULATED))

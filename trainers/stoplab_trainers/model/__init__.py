@@ -1,0 +1,1 @@
+"""The model: encoder, positions, predictor, and the two arms built from them."""

@@ -1,0 +1,79 @@
+"""I-JEPA with the positions of a spec: the student, and the features it must predict."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stoplab_platform.specs import RunSpec
+from stoplab_trainers.masking import TensorMasks
+from stoplab_trainers.model.encoder import Encoder
+from stoplab_trainers.model.init import initialise
+from stoplab_trainers.model.predictor import Predictor
+from stoplab_trainers.randomness import Noise
+
+TARGET_EPS = 1e-5  # F.layer_norm's default, as in ijepa:src/train.py@52c1ae9
+
+
+class Jepa(nn.Module):
+    """The student: context encoder and predictor."""
+
+    def __init__(self, encoder: Encoder, predictor: Predictor) -> None:
+        super().__init__()
+        self.encoder, self.predictor = encoder, predictor
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], masks: TensorMasks, noise: Noise
+    ) -> Float[Tensor, "b block n d"]:
+        """Predicted features of the target patches, from the context patches alone."""
+        return cast(Tensor, self.predictor(self.encoder(images, masks.context), masks, noise))
+
+
+def build_model(spec: RunSpec) -> Jepa:
+    """The student of a run on the CPU, its weights a function of seed and parameter names.
+
+    Torch's global generator is neither read nor moved.
+    """
+    sizes, predictor = spec.model.sizes(), spec.model.predictor
+    with torch.device("meta"):  # a start drawn by timm would be thrown away
+        encoder = Encoder(sizes, spec.data.image_size)
+        model = Jepa(
+            encoder,
+            Predictor(
+                spec.positions,
+                encoder_width=sizes.width,
+                width=predictor.width,
+                depth=predictor.depth,
+                heads=spec.model.predictor_heads,
+                grid=encoder.grid,
+            ),
+        )
+    model = model.to_empty(device="cpu")
+    initialise(model, spec.model.init, spec.seed)
+    return model
+
+
+def target_of(encoder: Encoder) -> Encoder:
+    """The target encoder at step 0: a frozen copy."""
+    return copy.deepcopy(encoder).requires_grad_(False)
+
+
+@torch.no_grad()
+def target_features(
+    target: Encoder, images: Float[Tensor, "b 3 h w"], targets_index: Int64[Tensor, "b block n"]
+) -> Float[Tensor, "b block n d"]:
+    """What the student must predict: the whole image's tokens at the target patches.
+
+    Each token is normalised over its features (mean 0, variance 1, no weights) in fp32,
+    whatever autocast says.
+    """
+    tokens = target(images)
+    row = torch.arange(len(images), device=images.device)[:, None, None]
+    picked = tokens[row, targets_index]
+    with torch.autocast(images.device.type, enabled=False):
+        return F.layer_norm(picked.float(), picked.shape[-1:], eps=TARGET_EPS)

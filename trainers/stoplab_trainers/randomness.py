@@ -1,0 +1,98 @@
+"""Draws on the training device, a pure function of what they are for.
+
+The same counters and mix as stoplab_platform.randomness, in wrapping int64, so that a row's noise
+is the same on every rank, batch split and device (up to the last bits of log, sin and cos).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stoplab_platform import randomness
+from stoplab_platform.randomness import Stream
+from stoplab_platform.specs import RunSpec
+
+MASKED, CONTEXT = 0, 1  # counters of the two noises of a step
+
+
+class Noise(NamedTuple):
+    """Unit noise of a batch; None where the positions take none."""
+
+    masked: Float[Tensor, "b block n noise"] | None
+    context: Float[Tensor, "b k noise"] | None
+
+
+NO_NOISE = Noise(None, None)
+
+
+def draw_noise(
+    spec: RunSpec,
+    step: int,
+    rows: slice,
+    num_context: int,
+    num_blocks: int,
+    num_target: int,
+    device: torch.device | str,
+) -> Noise:
+    """Unit noise of ``rows`` of the global batch at ``step``: encoder width, fp32.
+
+    Predictor width for covariance `identity`. Tokens, blocks and images all get their own.
+    """
+    positions = spec.positions
+    if positions.kind == "deterministic" or positions.noise_std == 0:
+        return NO_NOISE
+    identity = positions.covariance == "identity"
+    width = spec.model.predictor.width if identity else spec.model.sizes().width
+    masked = context = None
+    if positions.noise_on != "context":
+        keys = row_keys(spec, step, rows, MASKED, device)
+        masked = normal(keys, (num_blocks, num_target, width))
+    if positions.noise_on != "masked":
+        keys = row_keys(spec, step, rows, CONTEXT, device)
+        context = normal(keys, (num_context, width))
+    return Noise(masked, context)
+
+
+def row_keys(
+    spec: RunSpec, step: int, rows: slice, use: int, device: torch.device | str
+) -> Int64[Tensor, " row"]:
+    """The noise stream's keys of ``rows`` of the global batch."""
+    index = np.arange(spec.optim.batch_size, dtype=np.int64)[rows]
+    keys = randomness.row_keys(spec.seed, Stream.NOISE, step, use, rows=index)
+    return torch.from_numpy(keys.view(np.int64)).to(device)
+
+
+def normal(keys: Int64[Tensor, " row"], shape: tuple[int, ...]) -> Float[Tensor, "row ..."]:
+    """Standard normals in fp32, ``shape`` of them a row, by Box and Muller."""
+    count = math.prod(shape)
+    bits = random_bits(keys, (count + 1) // 2)
+    high = ((bits >> 32) & 0xFFFFFFFF).float()
+    low = (bits & 0xFFFFFFFF).float()
+    radius = torch.sqrt(-2.0 * torch.log((high + 0.5) * 2.0**-32))
+    angle = low * (2.0 * math.pi * 2.0**-32)
+    pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=2)
+    return pairs.flatten(1)[:, :count].reshape(len(keys), *shape)
+
+
+def random_bits(keys: Int64[Tensor, " row"], count: int) -> Int64[Tensor, "row count"]:
+    """The first ``count`` 64-bit words of each row's stream (as stoplab_platform draws them)."""
+    counters = torch.arange(1, count + 1, device=keys.device) * _signed(randomness.GAMMA)
+    value = keys[:, None] + counters
+    value = (value ^ _shift(value, 30)) * _signed(randomness.MIX_1)
+    value = (value ^ _shift(value, 27)) * _signed(randomness.MIX_2)
+    return value ^ _shift(value, 31)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shift(value: Tensor, by: int) -> Tensor:
+    """A logical shift to the right: torch's own carries the sign along."""
+    return (value >> by) & ((1 << (64 - by)) - 1)
