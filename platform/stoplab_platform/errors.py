@@ -85,6 +85,14 @@ class StoreUnavailable(StoplabError):
     """The database does not answer."""
 
 
+class TrackerUnavailable(StoplabError):
+    """MLflow does not answer; what was spooled stays spooled."""
+
+
+class TrackerRefused(TrackerUnavailable):
+    """MLflow answers, and will not take this however often it is sent."""
+
+
 class CheckpointError(StoplabError):
     """A checkpoint is missing, broken, or belongs to another run."""
 

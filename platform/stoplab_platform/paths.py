@@ -38,6 +38,11 @@ class RunFolder:
         return self.root / "spool.sent.json"
 
     @property
+    def spool_lock(self) -> Path:
+        """Held by whoever sends the spool."""
+        return self.root / "spool.lock"
+
+    @property
     def artifacts(self) -> Path:
         """Pictures and files that also go to the tracker."""
         return self.root / "artifacts"
@@ -111,6 +116,21 @@ class JobFolder:
     def comparison(self) -> Path:
         """A comparison's result."""
         return self.root / "comparison.json"
+
+    @property
+    def comparison_page(self) -> Path:
+        """A comparison's result as Markdown."""
+        return self.root / "comparison.md"
+
+    @property
+    def trials(self) -> Path:
+        """A study's ledger as CSV."""
+        return self.root / "trials.csv"
+
+    @property
+    def tune(self) -> Path:
+        """What Ray Tune keeps while a study runs; nothing goes back to it."""
+        return self.root / "tune"
 
     @property
     def cells(self) -> Path:

@@ -1,0 +1,25 @@
+"""Where parameters, metrics and artifacts go: a spool in the run's folder, and from it MLflow.
+
+A run writes to its spool alone, so nothing outside can slow or stop it. A thread, and after the
+run's end `drain`, send the spool on.
+"""
+
+from __future__ import annotations
+
+from stoplab_platform.tracking.base import RunIdentity, Tracker, flatten
+from stoplab_platform.tracking.memory import MemoryTracker
+from stoplab_platform.tracking.mlflow_runs import client, create_parent, finish_runs
+from stoplab_platform.tracking.sender import drain
+from stoplab_platform.tracking.spool import SpoolTracker
+
+__all__ = [
+    "MemoryTracker",
+    "RunIdentity",
+    "SpoolTracker",
+    "Tracker",
+    "client",
+    "create_parent",
+    "drain",
+    "finish_runs",
+    "flatten",
+]

@@ -1,0 +1,92 @@
+"""What all tests share: a home of their own, no network, one thread, checked shapes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from importlib.metadata import version
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from jaxtyping import install_import_hook
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+install_import_hook("stoplab_trainers", "beartype.beartype")
+
+OUTSIDE = (
+    "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH",
+    "STOPLAB_API_URL", "STOPLAB_ATTEMPT", "STOPLAB_HOME", "STOPLAB_JOB_ID", "STOPLAB_TOKEN",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> Path:
+    """A lab's home of the test's own; only what can be made again is shared between tests."""
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "home"
+    path.mkdir()
+    (path / "cache").symlink_to(shared_cache)
+    monkeypatch.setenv("STOPLAB_HOME", str(path))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def mlflow_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path, mlflow_tables: Path
+) -> str:
+    """An empty MLflow store of the test's own, which `MLFLOW_TRACKING_URI` names."""
+    shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home's cache: embedded sets and indexes."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(request: pytest.FixtureRequest) -> Path:
+    """A store with MLflow's tables: making them takes 10 s, so one is kept between sessions."""
+    folder = request.config.cache.mkdir("mlflow")
+    path = folder / f"{version('mlflow')}.db"
+    with FileLock(folder / "lock"):
+        if not path.exists():
+            from stoplab_platform.tracking import client
+
+            client(f"sqlite:///{folder}/draft.db")
+            (folder / "draft.db").replace(path)
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Any:
+    """TCP leaves this machine in no test. (UDP: Ray asks the kernel for its own address so.)"""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        _refuse_the_world(self, address)
+        connect(self, address)
+
+    def guarded_ex(self: socket.socket, address: Any) -> int:
+        _refuse_the_world(self, address)
+        return connect_ex(self, address)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    patch.setattr(socket.socket, "connect_ex", guarded_ex)
+    yield
+    patch.undo()
+
+
+def _refuse_the_world(sock: socket.socket, address: Any) -> None:
+    inside = sock.family == socket.AF_UNIX or sock.type & socket.SOCK_DGRAM
+    if not inside and address[0] != "localhost" and not ip_address(address[0]).is_loopback:
+        raise PermissionError(f"a test reached out to {address}")
