@@ -12,6 +12,9 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from stoplab_platform.paths import RunFolder
+from stoplab_platform.tracking import RunIdentity, SpoolTracker, drain
+
 START_S = 120.0
 
 
@@ -60,6 +63,19 @@ class MlflowServer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False
+
+
+def start_a_run(number: int, uri: str, root: str) -> None:
+    """Spool a run and send it: one of several processes that meet in a store."""
+    tracker = SpoolTracker(RunFolder(Path(root) / str(number)), None)
+    identity = RunIdentity(
+        job_id="j_1", kind="sweep", name=str(number), experiment="same", cell=str(number)
+    )
+    tracker.start(identity, {})
+    for step in range(20):
+        tracker.metrics(step, {"train/loss": float(step)})
+    tracker.close()
+    assert drain(RunFolder(Path(root) / str(number)), uri, timeout_s=60)
 
 
 def free_port() -> int:

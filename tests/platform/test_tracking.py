@@ -27,7 +27,7 @@ from stoplab_platform.tracking import (
     finish_runs,
     flatten,
 )
-from support_mlflow import MlflowServer, free_port
+from support_mlflow import MlflowServer, free_port, start_a_run
 
 IDENTITY = RunIdentity(
     job_id="j_1", kind="pretrain", name="first", experiment="tests", arm="stochastic",
@@ -421,19 +421,6 @@ def test_finish_runs_ends_what_still_runs_in_any_experiment(
 def test_no_mlflow_is_said_in_our_own_words() -> None:
     with pytest.raises(TrackerUnavailable):
         finish_runs(f"http://127.0.0.1:{free_port()}", "j_1", "FINISHED")
-
-
-def start_a_run(number: int, uri: str, root: str) -> None:
-    """One of several processes that meet in a store."""
-    tracker = SpoolTracker(RunFolder(Path(root) / str(number)), None)
-    identity = RunIdentity(
-        job_id="j_1", kind="sweep", name=str(number), experiment="same", cell=str(number)
-    )
-    tracker.start(identity, {})
-    for step in range(20):
-        tracker.metrics(step, {"train/loss": float(step)})
-    tracker.close()
-    assert drain(RunFolder(Path(root) / str(number)), uri, timeout_s=60)
 
 
 @pytest.mark.slow
