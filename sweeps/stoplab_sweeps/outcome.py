@@ -1,0 +1,73 @@
+"""What a study leaves at the end of a start: files, a table on the console, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stoplab_platform.ledger import Cell
+from stoplab_platform.paths import JobFolder, write_atomic, write_json
+from stoplab_platform.specs import ComparisonSpec, SweepSpec
+from stoplab_sweeps.cells import StudySpec
+from stoplab_sweeps.compare import result
+from stoplab_sweeps.report import (
+    comparison_markdown,
+    comparison_table,
+    failures,
+    sweep_table,
+    trials_csv,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the study's own run in the tracker gets."""
+
+    metrics: Mapping[str, float]
+    files: Sequence[Path]
+    refused: bool = False
+    """The runs were no pairs, so there is no verdict."""
+
+
+def sum_up(spec: StudySpec, folder: JobFolder, cells: Sequence[Cell]) -> Outcome:
+    """Write the result of the cells that are there, complete or not, and print it."""
+    write_atomic(folder.trials, trials_csv(cells))
+    if bad := failures(cells):
+        print(f"\n{bad}", flush=True)
+    if isinstance(spec, ComparisonSpec):
+        return _compared(spec, folder, cells)
+    print(f"\n{sweep_table(spec, cells)}\n", flush=True)
+    return Outcome(_best(spec, cells), [folder.trials])
+
+
+def _compared(spec: ComparisonSpec, folder: JobFolder, cells: Sequence[Cell]) -> Outcome:
+    judged = result(spec, cells)
+    write_json(folder.comparison, judged)
+    write_atomic(folder.comparison_page, comparison_markdown(spec, judged))
+    print(f"\n{comparison_table(judged)}\n", flush=True)
+    return Outcome(
+        _numbers(judged),
+        [folder.comparison, folder.comparison_page, folder.trials],
+        refused=judged["verdict"] == "refused",
+    )
+
+
+def _numbers(judged: Mapping[str, Any]) -> dict[str, float]:
+    low, high = judged["ci95"] or (None, None)
+    found = {
+        "compare/delta": judged["delta"],
+        "compare/ci95_low": low,
+        "compare/ci95_high": high,
+        "compare/p_t": judged["p_t"],
+        "compare/n_blocks": judged["n_blocks"],
+        **{f"compare/mean/{arm}": row["mean"] for arm, row in judged["arms"].items()},
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _best(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, float]:
+    metric, better = spec.objective.metric, max if spec.objective.mode == "max" else min
+    values = [cell.metrics[metric] for cell in cells if metric in cell.metrics]
+    return {f"best/{metric}": better(values)} if values else {}

@@ -1,0 +1,145 @@
+"""What a study leaves for people: tables for the console, Markdown, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from stoplab_platform.ledger import Cell, CellState
+from stoplab_platform.specs import ComparisonSpec, SweepSpec
+from stoplab_sweeps.cells import name_of
+from stoplab_sweeps.space import label
+
+Row = Sequence[str]
+
+REASON_ROOM = 160  # characters of an error in a table
+
+
+def table(head: Row, rows: Sequence[Row]) -> str:
+    """Aligned columns for a terminal or a log, numbers and words alike to the left."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    padded = ("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))
+              for line in lines)  # fmt: skip
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def comparison_table(judged: Mapping[str, Any]) -> str:
+    """Every block with its values, the means, and what untrained and raw pixels reach."""
+    head, rows = _comparison_rows(judged)
+    context = [
+        f"{name}: {_number(row['mean'])}  (the same for every arm: no training)"
+        for name, row in judged["context"].items()
+    ]
+    return "\n".join([table(head, rows), *context, "", judged["sentence"] + "."])
+
+
+def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
+    """The comparison as a page."""
+    head, rows = _comparison_rows(judged)
+    certificate = judged["certificate"]
+    facts = [
+        f"- paired-t 95 % interval {_interval(judged['ci95'])}, unpaired it would be "
+        f"{_interval(judged['ci95_unpaired'])}",
+        f"- p: paired t {_number(judged['p_t'])}, sign flips {_number(judged['p_sign_flip'])}, "
+        f"Wilcoxon {_number(judged['p_wilcoxon'])}; equivalence (TOST) {_number(judged['tost_p'])}",
+        f"- d_z {_number(judged['d_z'])}, ahead in {_number(judged['prob_superior'])} of blocks",
+        f"- pairing: {certificate['pairing']}, "
+        + ("proved" if certificate["passed"] else "broken"),
+        f"- baseline: {judged['baseline'] or 'none of the named ones'}",
+    ]
+    return (
+        "\n".join(
+            [
+                f"# {spec.name}",
+                "",
+                f"**{judged['sentence']}.**",
+                "",
+                _markdown(head, rows),
+                "",
+                *facts,
+            ]
+        )
+        + "\n"
+    )
+
+
+def sweep_table(spec: SweepSpec, cells: Sequence[Cell]) -> str:
+    """One row a point, best first: mean and spread over its seeds."""
+    metric, best_first = spec.objective.metric, spec.objective.mode == "max"
+    rows = []
+    for point, group in _by_point(cells).items():
+        values = [cell.metrics[metric] for cell in group if metric in cell.metrics]
+        states = {cell.state for cell in group if cell.state is not CellState.SUCCEEDED}
+        note = ", ".join(sorted(state.lower() for state in states))
+        spread = _number(stdev(values)) if len(values) > 1 else ""
+        rows.append((fmean(values) if values else None, point, spread, str(len(values)), note))
+    rows.sort(key=lambda row: (row[0] is None, (row[0] or 0.0) * (-1 if best_first else 1)))
+    head = ("point", metric, "std", "seeds", "")
+    return table(head, [(point, _number(mean), *rest) for mean, point, *rest in rows])
+
+
+def failures(cells: Sequence[Cell]) -> str:
+    """What failed or could not run, and why; empty where nothing did."""
+    bad = [cell for cell in cells if cell.state in (CellState.FAILED, CellState.INFEASIBLE)]
+    if not bad:
+        return ""
+    rows = [(name_of(c), c.state.value, (c.error or "").splitlines()[0][:REASON_ROOM] if c.error
+             else "") for c in bad]  # fmt: skip
+    return table(("run", "state", "why"), rows)
+
+
+def trials_csv(cells: Sequence[Cell]) -> str:
+    """The ledger as CSV: one row a cell, a column for each swept field and metric."""
+    fields = sorted({name for cell in cells for name in cell.point})
+    metrics = sorted({name for cell in cells for name in cell.metrics})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["cell", "arm", "seed", "state", *fields, *metrics, "mlflow_run_id", "error"])
+    for cell in cells:
+        values = [cell.point.get(name) for name in fields]
+        values += [cell.metrics.get(name) for name in metrics]
+        writer.writerow([cell.id, cell.arm, cell.seed, cell.state.value, *values,
+                         cell.mlflow_run_id, cell.error])  # fmt: skip
+    return out.getvalue()
+
+
+def _comparison_rows(judged: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    arms = list(judged["arms"])
+    others = [arm for arm in arms if arm != judged["reference"]]
+    head = ["seed", *arms, *(f"{arm} - {judged['reference']}" for arm in others)]
+    rows: list[Row] = [
+        [str(block["seed"]), *(_number(block["values"][arm]) for arm in arms),
+         *(_signed(block["deltas"][arm]) for arm in others)]
+        for block in judged["blocks"]
+    ]  # fmt: skip
+    means = [_number(judged["arms"][arm]["mean"]) for arm in arms]
+    deltas = [_signed(judged["comparisons"][arm]["delta"]) for arm in others]
+    return head, [*rows, ["mean", *means, *deltas]]
+
+
+def _by_point(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(label(cell.point), []).append(cell)
+    return found
+
+
+def _markdown(head: Row, rows: Sequence[Row]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "undefined" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
