@@ -1,4 +1,4 @@
-"""The files by which the platform and an attempt speak: owner, heartbeat, stop, result.
+"""The files by which the platform and an attempt speak: heartbeat, stop, result.
 
 They lie in the job's folder, so that either side may die and the other still knows.
 """
@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stoplab_platform.errors import Fenced
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.jobs.states import ReasonCode
 from stoplab_platform.paths import JobFolder, read_json, write_json
@@ -91,31 +90,6 @@ def clear_stop(folder: JobFolder, attempt: int) -> None:
     """Forget what was asked of earlier attempts."""
     if read_stop(folder, attempt) is None:
         folder.stop.unlink(missing_ok=True)
-
-
-def owner(folder: JobFolder) -> int:
-    """The attempt that owns the folder; 0 when none does."""
-    data = read_json(folder.owner)
-    return 0 if data is None else int(data["attempt"])
-
-
-def own(folder: JobFolder, attempt: int) -> None:
-    """Give the folder to an attempt; Fenced when a newer one has it."""
-    present = owner(folder)
-    if present > attempt:
-        raise Fenced(f"attempt {present} owns {folder.root}; attempt {attempt} ends")
-    if present < attempt:
-        write_json(folder.owner, {"attempt": attempt})
-
-
-def claim_attempt(folder: JobFolder, attempt: int) -> None:
-    """Become the one process of an attempt; Fenced when there was one already."""
-    path = folder.claim(attempt)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError:
-        raise Fenced(f"attempt {attempt} of {folder.root} was started before") from None
 
 
 def _read(model: type[M], path: Path) -> M | None:

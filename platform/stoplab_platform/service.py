@@ -41,10 +41,11 @@ class Jobs:
         store: JobStore,
         settings: Settings,
         queue: Callable[[], Mapping[str, QueueInfo]] = dict,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._settings = settings
-        self._queue = queue
+        self._queue, self._wake = queue, wake
 
     @property
     def store(self) -> JobStore:
@@ -83,7 +84,9 @@ class Jobs:
         )
         body = {"spec": new.spec, "labels": new.labels, "priority": priority, "retry_of": retry_of}
         record = None if key is None else IdempotencyRecord(key, canonical_digest(body))
-        return self._store.submit(new, idempotency=record)
+        submitted = self._store.submit(new, idempotency=record)
+        self._wake()
+        return submitted
 
     def get(self, principal: Principal, job_id: str) -> Job:
         """One job of the principal's project."""
@@ -155,9 +158,11 @@ class Jobs:
         for _ in range(TRIES):
             job = self._own(principal, job_id)
             try:
-                return change(job, principal.owner)
+                changed = change(job, principal.owner)
             except Conflict:
                 continue
+            self._wake()
+            return changed
         raise Conflict(f"{job_id} keeps changing; ask again")
 
     def _cancelled(self, job: Job, actor: str) -> Job:

@@ -1,0 +1,200 @@
+"""What to do about a job, given what is seen of it: pure functions, no clock, no files.
+
+Times are the observer's: a fresh observer has seen nothing yet, so it watches before it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from stoplab_platform.handoff import GRACE_S, Result
+from stoplab_platform.jobs.models import Intent, Job
+from stoplab_platform.jobs.states import ReasonCode, State
+from stoplab_platform.runner.base import Observed, RunnerState
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long things may take (seconds)."""
+
+    quiet_s: float = 10
+    """No heartbeat, and the runner says that the attempt is over: it is."""
+    silent_s: float = 60
+    """No heartbeat, whatever the runner says."""
+    start_s: float = 120
+    """From the start to the first heartbeat."""
+    back_off_s: float = 1
+    """Before the second attempt; doubled for each further one, up to 30."""
+    kill_s: float = 3
+    """After the grace, for the supervisor's own ladder (SIGTERM, SIGKILL, result)."""
+    still_s: float = 2.5
+    """No heartbeat for so long means that a stopped supervisor is gone."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an observer knows of a job's present attempt."""
+
+    waited_s: float = 0
+    """Since the observer first saw this state."""
+    told_s: float = 0
+    """The same, or since the runner last failed to answer if that is less."""
+    beating: bool = False
+    """Whether the attempt has a heartbeat."""
+    quiet_s: float = 0
+    """Since the observer last saw the heartbeat change."""
+    result: Result | None = None
+    runner: Observed | None = None
+    """The runner's word; None: it does not answer."""
+    stop_asked: bool = False
+    """Whether the stop file holds the present intent."""
+    recoveries: Mapping[ReasonCode, int] = field(default_factory=dict)
+    max_failures: int = 3
+
+    @property
+    def over(self) -> bool:
+        """Whether the runner says that nothing of the attempt lives."""
+        return self.runner is not None and self.runner.state.over
+
+
+@dataclass(frozen=True)
+class Move:
+    """To another state."""
+
+    to: State
+    reason_code: ReasonCode | None = None
+    message: str | None = None
+    next_attempt: bool = False
+    run_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Hand the attempt to the runner."""
+
+
+@dataclass(frozen=True)
+class AskStop:
+    """Write the stop file."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Have the runner stop the attempt, and take the folder from it."""
+
+    why: str
+
+
+Action = Move | Start | AskStop | Kill
+
+LASTING = (ReasonCode.BAD_INPUT, ReasonCode.RUN_ERROR)
+"""Another attempt would end the same way."""
+
+CLASSES = (
+    frozenset({ReasonCode.WORKER_ERROR, ReasonCode.OOM}),
+    frozenset({ReasonCode.NODE_LOST, ReasonCode.HEARTBEAT_LOST, ReasonCode.START_FAILED}),
+    frozenset({ReasonCode.PREEMPTED}),
+)
+"""Failures with a budget of their own: of a process, of the cluster, by the cluster's will."""
+
+
+def decide(job: Job, seen: Seen, patience: Patience) -> list[Action]:
+    """The actions for a job that is STARTING, RECOVERING, RUNNING or STOPPING, in order."""
+    if job.state is State.STOPPING:
+        return list(_stopping(job, seen, patience))
+    if seen.result is not None:
+        return list(_ended(job, seen, seen.result))
+    if job.state is State.RUNNING:
+        return list(_running(job, seen, patience))
+    return list(_starting(job, seen, patience))
+
+
+def _starting(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
+    failures = sum(seen.recoveries.values())
+    pause_s = min(patience.back_off_s * 2 ** (failures - 1), 30) if failures else 0
+    if seen.beating:
+        yield Move(State.RUNNING)
+    elif seen.runner is None or seen.waited_s < pause_s:
+        return
+    elif seen.runner.state is RunnerState.ABSENT:
+        yield Start()
+    elif seen.over and seen.told_s > patience.quiet_s:
+        yield from _recover(seen, ReasonCode.START_FAILED, seen.runner.message)
+    elif seen.told_s > patience.start_s:
+        yield Kill(f"no heartbeat {patience.start_s:g} s after its start")
+        yield from _recover(seen, ReasonCode.START_FAILED, seen.runner.message)
+
+
+def _running(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
+    if seen.over and seen.quiet_s > patience.quiet_s:
+        assert seen.runner is not None
+        lost = seen.runner.state is RunnerState.ABSENT
+        reason = ReasonCode.NODE_LOST if lost else ReasonCode.WORKER_ERROR
+        told = seen.runner.message or "the runner says that it is over"
+        yield Kill("no heartbeat, no result")
+        yield from _recover(seen, reason, f"ended without a result: {told}")
+    elif seen.quiet_s > patience.silent_s:
+        yield Kill(f"no heartbeat for {patience.silent_s:g} s")
+        yield from _recover(
+            seen, ReasonCode.HEARTBEAT_LOST, f"no heartbeat for {patience.silent_s:g} s"
+        )
+
+
+def _ended(job: Job, seen: Seen, result: Result) -> Iterator[Action]:
+    if result.outcome == "SUCCEEDED":
+        yield Move(State.SUCCEEDED, run_digest=result.run_digest)
+    elif result.reason_code in LASTING:
+        yield Move(State.FAILED, result.reason_code, result.message)
+    else:
+        reason = result.reason_code or ReasonCode.WORKER_ERROR
+        if result.outcome == "STOPPED":
+            reason = ReasonCode.PREEMPTED  # nobody asked us
+        yield from _recover(seen, reason, result.message)
+
+
+def _recover(seen: Seen, reason: ReasonCode, message: str | None) -> Iterator[Action]:
+    """The next attempt, while the budget of this class of failures lasts."""
+    family = next(family for family in CLASSES if reason in family)
+    used = sum(seen.recoveries.get(code, 0) for code in family)
+    if used < seen.max_failures:
+        yield Move(State.RECOVERING, reason, message, next_attempt=True)
+    else:
+        yield Move(
+            State.FAILED,
+            ReasonCode.RETRIES_EXHAUSTED,
+            f"{reason} once more after {used} restarts (compute.max_failures): {message}",
+        )
+
+
+def _stopping(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
+    assert job.intent is not None, job
+    end = Move(
+        State.PAUSED if job.intent is Intent.PAUSED else State.CANCELLED,
+        ReasonCode.USER_REQUEST,
+        job.message,
+    )
+    grace_over = seen.waited_s > GRACE_S[job.intent] + patience.kill_s
+    if seen.result is not None:
+        yield _stopped(job, seen.result, end)
+        return
+    if not seen.stop_asked:
+        yield AskStop()
+    if seen.over:
+        # The runner may be wrong: what still beats loses the folder, and ends by itself.
+        yield Kill("the runner says that it is over")
+        if not seen.beating or seen.quiet_s > patience.still_s:
+            yield end
+    elif grace_over:
+        yield Kill("the grace is over")
+        if seen.runner is None and seen.quiet_s > patience.quiet_s:
+            yield end
+
+
+def _stopped(job: Job, result: Result, end: Move) -> Move:
+    """The end of a job that was asked to stop, unless it came to another end first."""
+    if result.outcome == "SUCCEEDED":
+        return Move(State.SUCCEEDED, run_digest=result.run_digest)
+    if result.reason_code in LASTING and job.intent is Intent.PAUSED:
+        return Move(State.FAILED, result.reason_code, result.message)
+    return end

@@ -1,0 +1,147 @@
+"""Brings the store and the cluster to agree: load, decide (a pure function), apply.
+
+Several replicas may run at once. Every move is a guarded UPDATE, a submission's id follows from
+job and attempt, and a job's folder has one owner; only admission needs a lease, for the capacity
+is shared.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from stoplab_platform.admission import QueueInfo
+from stoplab_platform.attempts import Attempts
+from stoplab_platform.decide import Action, AskStop, Kill, Move, Patience, Seen, Start, decide
+from stoplab_platform.errors import Conflict, RunnerUnavailable, StoreUnavailable
+from stoplab_platform.ids import submission_id
+from stoplab_platform.jobs.models import Job
+from stoplab_platform.jobs.states import State
+from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.observe import Observer
+from stoplab_platform.queueing import ACTOR, Queue
+from stoplab_platform.runner.base import Runner
+from stoplab_platform.settings import Settings
+from stoplab_platform.settle import Settler
+
+log = logging.getLogger("stoplab.reconciler")
+
+
+class Reconciler:
+    """One replica's reconciler; `run_forever` is its thread's work."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        runner: Runner,
+        settings: Settings,
+        *,
+        patience: Patience | None = None,
+        command: Sequence[str] = (),
+    ) -> None:
+        self._store, self._settings = store, settings
+        self._patience = patience or Patience()
+        self._queue = Queue(store, runner, settings)
+        self._observer = Observer(settings.folders, runner, self._patience)
+        self._attempts = Attempts(runner, settings, command)
+        self._settler = Settler(store, settings)
+        self._wake = threading.Event()
+        self._last_pass = time.monotonic()
+        self._noted: set[str] = set()
+
+    @property
+    def last_pass_age_s(self) -> float:
+        """Seconds since a pass came to its end."""
+        return time.monotonic() - self._last_pass
+
+    def waiting(self) -> Mapping[str, QueueInfo]:
+        """Why queued jobs wait, as of the last pass."""
+        return self._queue.waiting()
+
+    def wake(self) -> None:
+        """Something was asked: make the next pass now."""
+        self._wake.set()
+
+    def run_forever(self, stop: threading.Event) -> None:
+        """A pass each period, or when woken, until ``stop``; nothing that fails ends it."""
+        while not stop.is_set():
+            try:
+                self.pass_once()
+            except StoreUnavailable as error:
+                log.warning("%s", error)
+            except Exception:  # the lab's one heart: it goes on whatever a pass met
+                log.exception("a pass failed")
+            self._wake.wait(self._settings.reconcile_period_s)
+            self._wake.clear()
+        self._settler.close()
+
+    def pass_once(self) -> None:
+        """Look at every unfinished job once, and do what is due."""
+        jobs = self._queue.admit(self._store.unfinished())
+        self._observer.begin(jobs)
+        for job in jobs:
+            if job.state is not State.QUEUED:
+                self._guarded(job)
+        self._settler.settle(self._store.unsettled())
+        self._last_pass = time.monotonic()
+
+    def _guarded(self, job: Job) -> None:
+        """One job's part of a pass; whatever it meets, the others have theirs."""
+        try:
+            for action in decide(job, self._see(job), self._patience):
+                job = self._apply(job, action)
+        except Conflict:
+            log.info("%s changed meanwhile", job.id)
+        except RunnerUnavailable as error:
+            log.warning("%s: %s", job.id, error)
+        except StoreUnavailable:
+            raise
+        except Exception:  # a full disk, a broken file: this job's alone
+            log.exception("%s could not be looked after", job.id)
+
+    def _see(self, job: Job) -> Seen:
+        seen = self._observer.look(job)
+        recoveries = self._store.recoveries(job.id) if job.attempt > 1 else {}
+        return replace(seen, recoveries=recoveries, max_failures=_max_failures(job))
+
+    def _apply(self, job: Job, action: Action) -> Job:
+        match action:
+            case Move():
+                return self._move(job, action)
+            case Start():
+                self._attempts.start(job)
+                self._note(job, "start", f"handed over as {submission_id(job.id, job.attempt)}")
+            case AskStop():
+                self._attempts.ask_stop(job)
+            case Kill():
+                self._attempts.kill(job)
+                self._note(job, "kill", action.why)
+        return job
+
+    def _move(self, job: Job, move: Move) -> Job:
+        log.info("%s %s -> %s %s", job.id, job.state, move.to, move.message or "")
+        columns: dict[str, Any] = {}
+        if move.next_attempt:
+            columns["attempt"] = job.attempt + 1
+        if move.run_digest is not None:
+            columns["run_digest"] = move.run_digest
+        return self._store.move(
+            job, move.to, actor=ACTOR, reason_code=move.reason_code, message=move.message,
+            intent=None, **columns,
+        )  # fmt: skip
+
+    def _note(self, job: Job, verb: str, message: str) -> None:
+        """An event, once an attempt: what is done again each pass says nothing new."""
+        key = f"{submission_id(job.id, job.attempt)} {verb}"
+        if key not in self._noted:
+            self._noted.add(key)
+            self._store.record(job.id, actor=ACTOR, verb=verb, message=message)
+
+
+def _max_failures(job: Job) -> int:
+    compute = job.spec.get("base", job.spec).get("compute", {})
+    return int(compute.get("max_failures", 0))
