@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -52,6 +52,7 @@ class RunIdentity:
         return {**self.tags, **{name: value for name, value in known.items() if value}}
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """The verbs of a run; none of them waits for, or fails with, a server.
 
