@@ -1,0 +1,147 @@
+"""What travels: requests, and jobs in answers. No server code here, so that clients share it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
+Word = Annotated[str, StringConstraints(pattern=r"^[\w.@-]{1,64}$")]
+Role = Literal["viewer", "submitter", "admin"]
+
+
+class Asked(BaseModel):
+    """Requests are strict: what is not known is refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Told(BaseModel):
+    """Answers may grow: clients must take members they do not know."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+
+class SubmitBody(Asked):
+    """A job to be run."""
+
+    spec: Any
+    """What to run, as in a spec file; its `kind` is pretrain, sweep, compare or evaluate."""
+    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=64)
+    """Free marks to find the job by. Default none."""
+    priority: Priority = 0
+    """Higher ones start first. Default 0."""
+
+
+class PatchBody(Asked):
+    """Changes to a job (RFC 7396): what is not named stays."""
+
+    labels: dict[LabelKey, LabelValue | None] | None = Field(default=None, max_length=64)
+    """Labels to set; null takes one away."""
+    priority: Priority | None = None
+    """The new priority."""
+
+
+class NewTokenBody(Asked):
+    """A token to be made, in the maker's project."""
+
+    name: Word
+    """What it is for."""
+    owner: Word
+    """Who uses it: owner of the jobs it submits."""
+    role: Role = "submitter"
+    """What it may do. Default submitter."""
+    expires_in_days: float | None = Field(default=None, gt=0, le=3660)
+    """Days until it stops working; null: never. Default null."""
+
+
+class ProgressBody(Told):
+    """How far a job is; a study counts its cells."""
+
+    step: int
+    steps: int
+    epoch: int
+    eta_s: float | None
+    """Seconds to go."""
+    samples_per_s: float | None
+
+
+class QueueBody(Told):
+    """Why a job waits."""
+
+    position: int
+    """1: the next to start."""
+    reason: str
+
+
+class MoveBody(Told):
+    """One change of state."""
+
+    state: str
+    at: datetime
+    reason_code: str | None
+
+
+class StatusBody(Told):
+    """Where a job stands."""
+
+    state: str
+    reason_code: str | None
+    message: str | None
+    attempt: int
+    """Tries so far."""
+    progress: ProgressBody | None
+    queue: QueueBody | None
+    allowed_actions: list[str]
+    history: list[MoveBody]
+
+
+class JobBody(Told):
+    """A job."""
+
+    id: str
+    kind: str
+    name: str
+    project: str
+    owner: str
+    labels: dict[str, str]
+    priority: int
+    spec: dict[str, Any]
+    """The whole spec, defaults filled in."""
+    spec_digest: str
+    run_digest: str | None
+    retry_of: str | None
+    extends: str | None
+    version: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    status: StatusBody
+    links: dict[str, str | None]
+
+
+class JobListBody(Told):
+    """One page of jobs, newest first."""
+
+    items: list[JobBody]
+    next_cursor: str | None
+    """Give it as `cursor` for the next page; null on the last."""
+
+
+class DryRunBody(Told):
+    """What a submit would have been taken as."""
+
+    dry_run: Literal[True] = True
+    kind: str
+    name: str
+    labels: dict[str, str]
+    priority: int
+    spec: dict[str, Any]
+    """The whole spec, defaults filled in."""
+    spec_digest: str
+    demand: dict[str, float]
+    """What the job would reserve: cpus, gpus."""

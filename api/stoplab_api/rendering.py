@@ -1,0 +1,27 @@
+"""JSON answers that are JSON whatever a run has written into its files."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+
+class Json(JSONResponse):
+    """NaN and infinities, which JSON has no words for, become null."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

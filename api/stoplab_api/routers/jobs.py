@@ -1,0 +1,252 @@
+"""Jobs: submit, find, show, change, end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.responses import Response
+
+from stoplab_api.answers import Code
+from stoplab_api.auth import Caller, Submitter
+from stoplab_api.bodies import DryRunBody, JobBody, JobListBody, PatchBody, SubmitBody
+from stoplab_api.context import Lab, LabDep
+from stoplab_api.deps import body_of, request_body
+from stoplab_api.etags import etag, require_match, unchanged
+from stoplab_api.examples import DRY_RUN, JOB, JOBS, PATCH, SUBMITS
+from stoplab_api.places import absolute_paths
+from stoplab_api.problems import ApiProblem, documented
+from stoplab_api.rendering import Json
+from stoplab_platform.admission import capacity, demand
+from stoplab_platform.errors import Conflict
+from stoplab_platform.jobs.models import Job, JobQuery
+from stoplab_platform.jobs.states import TERMINAL, State
+from stoplab_platform.specs import AnySpec, parse_spec
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$",
+        description="Names this request: sent again it gives the same job, and "
+        "`Idempotency-Replayed: true`; with another body 422.",
+    ),
+]
+IfMatch = Annotated[str | None, Header(description="The `ETag` of the job as it was read.")]
+CHANGES = documented(Code.FORBIDDEN, Code.NOT_FOUND, Code.ILLEGAL_MOVE)
+TAKEN = {
+    "description": "Accepted; `Location` is the job's address.",
+    "headers": {
+        "Location": {"schema": {"type": "string"}},
+        "Idempotency-Replayed": {"schema": {"type": "string", "enum": ["true"]}},
+    },
+    "content": {"application/json": {"example": JOB}},
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobBody,
+    responses={
+        202: TAKEN,
+        200: {
+            "model": DryRunBody,
+            "description": "With `dry_run`: what would have been accepted.",
+            "content": {"application/json": {"example": DRY_RUN}},
+        },
+        **documented(Code.FORBIDDEN, Code.BODY_TOO_LARGE, Code.INVALID_SPEC),
+    },
+    openapi_extra=request_body(SubmitBody, SUBMITS),
+)
+def submit_job(
+    caller: Submitter,
+    lab: LabDep,
+    body: Annotated[SubmitBody, Depends(body_of(SubmitBody))],
+    dry_run: Annotated[bool, Query(description="Only check; nothing is stored.")] = False,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Accept a job. Relative local paths in its spec count from the server's working folder."""
+    spec = _spec(body.spec)
+    if dry_run:
+        return Json(_dry_run(lab, spec, body))
+    taken = lab.jobs.submit(
+        caller, spec, labels=body.labels, priority=body.priority, key=idempotency_key
+    )
+    return _accepted(lab, taken.job, replayed=taken.replayed)
+
+
+@router.get(
+    "",
+    response_model=JobListBody,
+    responses={200: {"content": {"application/json": {"example": JOBS}}}},
+)
+def list_jobs(
+    caller: Caller,
+    lab: LabDep,
+    state: Annotated[list[State], Query(description="In one of these states.")] = [],  # noqa: B006
+    kind: Annotated[
+        list[Literal["pretrain", "sweep", "compare", "evaluate"]],
+        Query(description="Of one of these kinds."),
+    ] = [],  # noqa: B006
+    label: Annotated[
+        list[Annotated[str, Query(pattern="^[^:]+:")]],
+        Query(description="With all of these labels, each as `key:value`."),
+    ] = [],  # noqa: B006
+    q: Annotated[str | None, Query(max_length=120, description="Start of name or id.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Most jobs on the page.")] = 50,
+    cursor: Annotated[
+        str | None, Query(pattern="^j_[0-9a-z]{26}$", description="`next_cursor` of a page.")
+    ] = None,
+) -> Any:
+    """The project's jobs, newest first."""
+    pairs = tuple((key, value) for key, _, value in (one.partition(":") for one in label))
+    page = lab.jobs.list(
+        caller,
+        JobQuery(
+            states=tuple(state), kinds=tuple(kind), labels=pairs,
+            prefix=q, limit=limit, cursor=cursor,
+        ),
+    )  # fmt: skip
+    return Json({"items": lab.jobs.views(page.items), "next_cursor": page.next_cursor})
+
+
+@router.get(
+    "/{job_id}",
+    response_model=JobBody,
+    responses={
+        200: {
+            "headers": {"ETag": {"schema": {"type": "string"}}},
+            "content": {"application/json": {"example": JOB}},
+        },
+        304: {"description": "Unchanged since `If-None-Match`."},
+        **documented(Code.NOT_FOUND),
+    },
+)
+def show_job(
+    caller: Caller,
+    lab: LabDep,
+    job_id: str,
+    if_none_match: Annotated[str | None, Header(description="An `ETag` of this job.")] = None,
+) -> Response:
+    """One job."""
+    answer = _shown(lab, lab.jobs.get(caller, job_id))
+    if unchanged(if_none_match, answer.headers["ETag"]):
+        return Response(status_code=304, headers={"ETag": answer.headers["ETag"]})
+    return answer
+
+
+@router.patch(
+    "/{job_id}",
+    response_model=JobBody,
+    responses={
+        200: {"content": {"application/json": {"example": JOB}}},
+        **documented(
+            Code.FORBIDDEN, Code.NOT_FOUND, Code.VERSION_MISMATCH, Code.INVALID_BODY,
+            Code.PRECONDITION_REQUIRED,
+        ),
+    },
+    openapi_extra=request_body(PatchBody, PATCH),
+)  # fmt: skip
+def change_job(
+    caller: Submitter,
+    lab: LabDep,
+    job_id: str,
+    body: Annotated[PatchBody, Depends(body_of(PatchBody))],
+    if_match: IfMatch = None,
+) -> Response:
+    """Change labels (null takes one away, others stay) or priority."""
+    job = lab.jobs.get(caller, job_id)
+    require_match(if_match, job.version)
+    labels = None if body.labels is None else {**job.labels, **body.labels}
+    kept = None if labels is None else {k: v for k, v in labels.items() if v is not None}
+    try:
+        changed = lab.jobs.edit(caller, job_id, job.version, labels=kept, priority=body.priority)
+    except Conflict as error:
+        raise ApiProblem(Code.VERSION_MISMATCH, str(error)) from error
+    return _shown(lab, changed)
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    responses={204: {"description": "Gone."}, **CHANGES},
+)
+def delete_job(caller: Submitter, lab: LabDep, job_id: str) -> None:
+    """Remove a finished job with its folder and checkpoints; MLflow keeps its runs."""
+    lab.jobs.delete(caller, job_id)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    status_code=202,
+    response_model=JobBody,
+    responses={
+        202: {"content": {"application/json": {"example": JOB}}},
+        200: {"model": JobBody, "description": "It was finished already; nothing changed."},
+        **documented(Code.FORBIDDEN, Code.NOT_FOUND),
+    },
+)
+def cancel_job(caller: Submitter, lab: LabDep, job_id: str) -> Response:
+    """End the job; it finishes its step, saves, and is killed after 5 s."""
+    finished = lab.jobs.get(caller, job_id).state in TERMINAL
+    return _shown(lab, lab.jobs.cancel(caller, job_id), 200 if finished else 202)
+
+
+@router.post("/{job_id}/pause", status_code=202, response_model=JobBody, responses=CHANGES)
+def pause_job(caller: Submitter, lab: LabDep, job_id: str) -> Response:
+    """Stop the job at its next checkpoint, so that it can go on later."""
+    return _shown(lab, lab.jobs.pause(caller, job_id), 202)
+
+
+@router.post("/{job_id}/resume", status_code=202, response_model=JobBody, responses=CHANGES)
+def resume_job(caller: Submitter, lab: LabDep, job_id: str) -> Response:
+    """Put a paused job back into the queue."""
+    return _shown(lab, lab.jobs.resume(caller, job_id), 202)
+
+
+@router.post(
+    "/{job_id}/retry", status_code=202, response_model=JobBody, responses={202: TAKEN, **CHANGES}
+)
+def retry_job(
+    caller: Submitter, lab: LabDep, job_id: str, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """A new job with a finished one's spec; runs that succeeded are adopted, not run again."""
+    taken = lab.jobs.retry(caller, job_id, key=idempotency_key)
+    return _accepted(lab, taken.job, replayed=taken.replayed)
+
+
+def _spec(data: Any) -> AnySpec:
+    if isinstance(data, dict):
+        data = absolute_paths(data, Path.cwd())
+    return parse_spec(data)
+
+
+def _dry_run(lab: Lab, spec: AnySpec, body: SubmitBody) -> dict[str, Any]:
+    lab.jobs.check(spec)
+    needs = demand(spec, capacity(lab.settings))
+    return {
+        "dry_run": True,
+        "kind": spec.kind,
+        "name": spec.name,
+        "labels": body.labels,
+        "priority": body.priority,
+        "spec": spec.plain(),
+        "spec_digest": spec.digest(),
+        "demand": {"cpus": needs.cpus, "gpus": needs.gpus},
+    }
+
+
+def _accepted(lab: Lab, job: Job, *, replayed: bool) -> Json:
+    answer = _shown(lab, job, 202)
+    answer.headers["Location"] = f"/v1/jobs/{job.id}"
+    if replayed:
+        answer.headers["Idempotency-Replayed"] = "true"
+    return answer
+
+
+def _shown(lab: Lab, job: Job, status: int = 200) -> Json:
+    view = lab.jobs.view(job)
+    return Json(view, status, headers={"ETag": etag(view), "Cache-Control": "no-cache"})

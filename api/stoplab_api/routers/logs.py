@@ -1,0 +1,175 @@
+"""What a job wrote and what happened to it: as a whole, or as a stream that ends with the job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import Response, StreamingResponse
+
+from stoplab_api import logs, sse
+from stoplab_api.answers import Code, EventListBody
+from stoplab_api.auth import Caller
+from stoplab_api.context import Lab, LabDep
+from stoplab_api.examples import EVENT_STREAM, EVENTS, LOG_STREAM, LOG_TEXT
+from stoplab_api.problems import documented
+from stoplab_platform.errors import NotFound, StoreUnavailable
+from stoplab_platform.jobs.models import Event, Job
+from stoplab_platform.jobs.states import TERMINAL
+from stoplab_platform.jobs.views import stamp
+
+POLL_S = 0.25
+
+router = APIRouter(tags=["logs"])
+
+Follow = Annotated[bool, Query(description="Stream as server-sent events until the job ends.")]
+LastEventId = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[0-9]{1,18}$",
+        description="With `follow`: go on after this event, as a client that lost the line does.",
+    ),
+]
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The bytes as they were written; with `follow` a stream in which one "
+            "`log` event is a chunk of whole lines (a longer line is split at 64 KiB), its id "
+            "the offset in bytes after it, and `end` the last event.",
+            "content": {
+                "text/plain": {"schema": {"type": "string"}, "example": LOG_TEXT},
+                "text/event-stream": {"schema": {"type": "string"}, "example": LOG_STREAM},
+            },
+        },
+        **documented(Code.NOT_FOUND),
+    },
+)
+def read_logs(
+    caller: Caller,
+    lab: LabDep,
+    job_id: str,
+    rank: Annotated[int | None, Query(ge=0, description="One worker's log.")] = None,
+    tail: Annotated[int | None, Query(ge=0, description="Only the last so many lines.")] = None,
+    follow: Follow = False,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """What the job's driver, or one of its workers, wrote over all attempts."""
+    job = lab.jobs.get(caller, job_id)
+    folder = lab.settings.folders.job(job.id)
+    path = folder.driver_log if rank is None else folder.rank_log(rank)
+    start = 0 if tail is None else logs.tail_start(path, tail)
+    if follow:
+        return sse.stream(_follow_log(lab, job.id, path, int(last_event_id or start)))
+    end = logs.size(path)
+    return StreamingResponse(
+        logs.blocks(path, start, end),
+        media_type="text/plain; charset=utf-8",
+        headers={"Content-Length": str(end - start), "Cache-Control": "no-store"},
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_model=EventListBody,
+    responses={
+        200: {
+            "description": "The history; with `follow` a stream of `event` events, the id being "
+            "the event's `seq`, and `end` the last.",
+            "content": {
+                "application/json": {"example": EVENTS},
+                "text/event-stream": {"schema": {"type": "string"}, "example": EVENT_STREAM},
+            },
+        },
+        **documented(Code.NOT_FOUND),
+    },
+)
+def list_events(
+    caller: Caller,
+    lab: LabDep,
+    job_id: str,
+    follow: Follow = False,
+    last_event_id: LastEventId = None,
+) -> Any:
+    """What happened to the job, oldest first."""
+    job = lab.jobs.get(caller, job_id)
+    after = int(last_event_id or 0)
+    if follow:
+        return sse.stream(_follow_events(lab, job.id, after))
+    return {"items": [_event(event) for event in lab.store.events(job.id, after)]}
+
+
+async def _follow_log(
+    lab: Lab, job_id: str, path: Path, offset: int
+) -> AsyncIterator[sse.Event | None]:
+    while not lab.closing.is_set():
+        # Asked before the file is read: what a finished job wrote is then read to its end.
+        ended = await run_sync(_ended, lab, job_id)
+        while chunk := await run_sync(_next_chunk, path, offset, ended is not None):
+            offset = chunk.end
+            yield sse.Event("log", chunk.text, str(offset))
+        if ended is not None:
+            yield _end(ended, str(offset))
+            return
+        yield None
+        await anyio.sleep(POLL_S)
+
+
+async def _follow_events(lab: Lab, job_id: str, after: int) -> AsyncIterator[sse.Event | None]:
+    while not lab.closing.is_set():
+        ended = await run_sync(_ended, lab, job_id)
+        for event in await run_sync(_events_after, lab, job_id, after):
+            after = event.seq
+            yield sse.Event("event", json.dumps(_event(event)), str(after))
+        if ended is not None:
+            yield _end(ended, str(after))
+            return
+        yield None
+        await anyio.sleep(POLL_S)
+
+
+def _ended(lab: Lab, job_id: str) -> str | None:
+    """The final state; None while the job lives, or while nobody can tell."""
+    try:
+        job: Job = lab.store.get(job_id)
+    except NotFound:
+        return "DELETED"
+    except StoreUnavailable:
+        return None
+    return job.state if job.state in TERMINAL else None
+
+
+def _next_chunk(path: Path, offset: int, final: bool) -> logs.Chunk | None:
+    return logs.next_chunk(path, offset, final=final)
+
+
+def _events_after(lab: Lab, job_id: str, after: int) -> Sequence[Event]:
+    try:
+        return lab.store.events(job_id, after)
+    except StoreUnavailable:
+        return ()
+
+
+def _end(state: str, position: str) -> sse.Event:
+    return sse.Event("end", json.dumps({"state": state}), position)
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "seq": event.seq,
+        "at": stamp(event.at),
+        "actor": event.actor,
+        "verb": event.verb,
+        "from_state": event.from_state,
+        "to_state": event.to_state,
+        "reason_code": event.reason_code,
+        "message": event.message,
+    }

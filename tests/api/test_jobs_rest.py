@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stoplab_api.bodies import DryRunBody, JobBody, JobListBody
+from stoplab_api.places import absolute_paths
+from stoplab_platform.jobs.states import State
+from stoplab_platform.paths import write_json
+from support_api import COMPARE, SPEC, Api, running_api
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running_api(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+def with_(**changes: Any) -> dict[str, Any]:
+    return {**SPEC, **changes}
+
+
+class TestSubmit:
+    def test_it_is_accepted(self, api: Api) -> None:
+        body = {"spec": SPEC, "labels": {"bar": "1"}, "priority": 3}
+        with api.http() as http:
+            answer = http.post("/v1/jobs", json=body)
+            job = answer.json()
+            assert answer.status_code == 202
+            assert answer.headers["Location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
+            assert http.get(answer.headers["Location"]).json() == job
+        JobBody.model_validate(job)
+        assert job["status"]["state"] == "QUEUED"
+        assert (job["owner"], job["project"]) == ("ana", "default")
+        assert (job["labels"], job["priority"]) == ({"bar": "1"}, 3)
+        assert job["spec"]["optim"]["weight_decay"] == [0.04, 0.4], "defaults are filled in"
+        assert job["status"]["history"][0]["state"] == "QUEUED"
+
+    def test_as_curl_sends_it(self, api: Api) -> None:
+        content = b'{"spec": {"kind": "pretrain", "name": "x", "data": {"train": "digits"}}}'
+        with api.http() as http:
+            urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
+            for headers in ({}, urlencoded, {"Content-Type": "application/json; charset=utf-8"}):
+                answer = http.post("/v1/jobs?dry_run=true", content=content, headers=headers)
+                assert answer.status_code in (200, 422), answer.text
+                assert answer.json().get("code", "invalid-spec") == "invalid-spec"
+
+    def test_the_same_key_is_the_same_job(self, api: Api) -> None:
+        headers = {"Idempotency-Key": "monday-1"}
+        with api.http() as http:
+            first = http.post("/v1/jobs", json={"spec": SPEC}, headers=headers)
+            again = http.post("/v1/jobs", json={"spec": SPEC}, headers=headers)
+            other = http.post("/v1/jobs", json={"spec": with_(seed=1)}, headers=headers)
+        assert "Idempotency-Replayed" not in first.headers
+        assert again.status_code == 202
+        assert again.headers["Idempotency-Replayed"] == "true"
+        assert again.headers["Location"] == first.headers["Location"]
+        assert again.json()["id"] == first.json()["id"]
+        assert other.status_code == 422
+        assert other.json()["code"] == "idempotency-key-reused"
+
+    def test_a_key_is_its_owners(self, api: Api) -> None:
+        headers = {"Idempotency-Key": "shared"}
+        with api.http("ana") as ana, api.http("bob") as bob:
+            first = ana.post("/v1/jobs", json={"spec": SPEC}, headers=headers).json()
+            second = bob.post("/v1/jobs", json={"spec": with_(seed=4)}, headers=headers)
+        assert second.status_code == 202
+        assert second.json()["id"] != first["id"]
+
+    def test_dry_run_stores_nothing(self, api: Api) -> None:
+        with api.http() as http:
+            before = http.get("/v1/jobs", params={"q": "dry"}).json()
+            answer = http.post("/v1/jobs?dry_run=true", json={"spec": with_(name="dry")})
+            after = http.get("/v1/jobs", params={"q": "dry"}).json()
+        assert answer.status_code == 200
+        told = DryRunBody.model_validate(answer.json())
+        assert told.spec["optim"]["ema"] == [0.996, 1.0]
+        assert told.demand == {"cpus": 1.0, "gpus": 0.0}
+        assert before["items"] == after["items"] == []
+
+    def test_relative_paths_become_absolute(self, api: Api) -> None:
+        spec = with_(data={"train": "shards/a-{000..003}.tar", "image_size": 16}, evals=[])
+        stored = api.submitted(spec)["spec"]["data"]["train"]
+        assert stored == str(Path.cwd() / "shards/a-{000..003}.tar")
+
+
+class TestPaths:
+    def test_all_places(self) -> None:
+        root = Path("/root/lab")
+        base = {
+            "kind": "pretrain",
+            "model": {"init_from": "ckpt"},
+            "data": {
+                "train": ["a.tar", "/abs/b.tar", "s3://bucket/c.tar"],
+                "eval": {"train": "e", "val": None, "test": "digits/test"},
+            },
+        }
+        moved = absolute_paths(
+            {
+                "kind": "compare",
+                "base": base,
+                "arms": {"x": {"data.train": "arm.tar", "data": {"eval": {"test": "t"}}}},
+                "space": {"data.train": {"grid": ["one.tar", "digits"]}, "seed": {"grid": [1]}},
+            },
+            root,
+        )
+        data = moved["base"]["data"]
+        assert data["train"] == ["/root/lab/a.tar", "/abs/b.tar", "s3://bucket/c.tar"]
+        assert data["eval"] == {"train": "/root/lab/e", "val": None, "test": "digits/test"}
+        assert moved["base"]["model"]["init_from"] == "/root/lab/ckpt"
+        assert moved["arms"]["x"]["data.train"] == "/root/lab/arm.tar"
+        assert moved["arms"]["x"]["data"]["eval"]["test"] == "/root/lab/t"
+        assert moved["space"]["data.train"]["grid"] == ["/root/lab/one.tar", "digits"]
+        assert moved["space"]["seed"] == {"grid": [1]}
+        assert base["data"]["train"][0] == "a.tar", "the original stays"
+
+    def test_an_evaluations_own(self) -> None:
+        spec = {"checkpoint": {"path": "runs/1"}, "data": {"train": "digits/train", "test": "t"}}
+        assert absolute_paths(spec, Path("/r")) == {
+            "checkpoint": {"path": "/r/runs/1"},
+            "data": {"train": "digits/train", "test": "/r/t"},
+        }
+
+    @pytest.mark.parametrize("nonsense", [{"data": 3}, {"base": "x"}, {"arms": [1]}, {"space": 1}])
+    def test_nonsense_is_left_to_validation(self, nonsense: dict[str, Any]) -> None:
+        assert absolute_paths(nonsense, Path("/r")) == nonsense
+
+
+@pytest.fixture(scope="module")
+def jobs(api: Api) -> dict[str, dict[str, Any]]:
+    made = {
+        "one": api.submitted(with_(name="List-one"), labels={"team": "a", "url": "x:y"}),
+        "two": api.submitted(with_(name="list-two"), labels={"team": "a"}),
+        "pair": api.submitted({**COMPARE, "name": "list-pair"}, labels={"team": "b"}),
+    }
+    api.moved(made["two"]["id"], State.RUNNING)
+    return made
+
+
+class TestList:
+    def names(self, api: Api, **params: Any) -> list[str]:
+        with api.http() as http:
+            answer = http.get("/v1/jobs", params={"q": "list", **params})
+        assert answer.status_code == 200, answer.text
+        page = JobListBody.model_validate(answer.json())
+        return [job.name for job in page.items]
+
+    def test_newest_first(self, api: Api, jobs: object) -> None:
+        assert self.names(api) == ["list-pair", "list-two", "List-one"]
+
+    def test_states_are_or(self, api: Api, jobs: object) -> None:
+        assert self.names(api, state="RUNNING") == ["list-two"]
+        both = ["QUEUED", "RUNNING"]
+        assert self.names(api, state=both) == ["list-pair", "list-two", "List-one"]
+
+    def test_labels_are_and_split_at_the_first_colon(self, api: Api, jobs: object) -> None:
+        assert self.names(api, label="team:a") == ["list-two", "List-one"]
+        assert self.names(api, label=["team:a", "url:x:y"]) == ["List-one"]
+        assert self.names(api, label=["team:a", "team:b"]) == []
+
+    def test_kind(self, api: Api, jobs: object) -> None:
+        assert self.names(api, kind="compare") == ["list-pair"]
+
+    def test_q_is_a_prefix_of_name_or_id(self, api: Api, jobs: dict[str, Any]) -> None:
+        assert self.names(api, q="LIST-T") == ["list-two"]
+        assert self.names(api, q="ist-two") == []
+        assert self.names(api, q=jobs["pair"]["id"]) == ["list-pair"]
+
+    def test_the_cursor_walks_all_pages(self, api: Api, jobs: object) -> None:
+        found: list[str] = []
+        params: dict[str, Any] = {"q": "list", "limit": 1}
+        with api.http() as http:
+            while True:
+                page = http.get("/v1/jobs", params=params).json()
+                found += [job["name"] for job in page["items"]]
+                if page["next_cursor"] is None:
+                    break
+                params["cursor"] = page["next_cursor"]
+        assert found == ["list-pair", "list-two", "List-one"]
+
+    @pytest.mark.parametrize(
+        ("query", "pointer"),
+        [
+            ("stat=QUEUED", "?stat"),
+            ("state=SLEEPING", "?state"),
+            ("limit=0", "?limit"),
+            ("limit=x", "?limit"),
+            ("label=team", "?label"),
+            ("cursor=1", "?cursor"),
+            ("kind=bake", "?kind"),
+        ],
+    )
+    def test_what_it_does_not_know_is_400(self, api: Api, query: str, pointer: str) -> None:
+        with api.http() as http:
+            answer = http.get(f"/v1/jobs?{query}")
+        assert answer.status_code == 400
+        assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+class TestShow:
+    def test_a_job_that_runs(self, api: Api) -> None:
+        job = api.submitted()
+        api.moved(job["id"], State.RUNNING)
+        progress = {"step": 3, "steps": 9, "epoch": 0, "eta_s": float("nan"), "samples_per_s": 1.5}
+        write_json(api.folder(job["id"]).run("run").progress, progress)
+        with api.http("bob") as http:
+            told = http.get(f"/v1/jobs/{job['id']}").json()
+        JobBody.model_validate(told)
+        assert told["status"]["state"] == "RUNNING"
+        assert told["status"]["allowed_actions"] == ["cancel", "pause"]
+        assert told["status"]["progress"] == {**progress, "eta_s": None}
+        states = [move["state"] for move in told["status"]["history"]]
+        assert states == ["QUEUED", "STARTING", "RUNNING"]
+
+    def test_unknown(self, api: Api) -> None:
+        with api.http() as http:
+            answer = http.get("/v1/jobs/j_none")
+        assert answer.status_code == 404
+        assert answer.json()["code"] == "not-found"
+
+    def test_etag(self, api: Api) -> None:
+        job = api.submitted()
+        with api.http() as http:
+            path = f"/v1/jobs/{job['id']}"
+            tag = http.get(path).headers["ETag"]
+            same = http.get(path, headers={"If-None-Match": f'"x", W/{tag}'})
+            assert (same.status_code, same.content) == (304, b"")
+            assert same.headers["ETag"] == tag
+            progress = {"step": 1, "steps": 9, "epoch": 0, "eta_s": 1.0, "samples_per_s": 1.0}
+            write_json(api.folder(job["id"]).run("run").progress, progress)
+            moved_on = http.get(path, headers={"If-None-Match": tag})
+            assert moved_on.status_code == 200, "progress is part of what was read"
+
+
+class TestChange:
+    def test_labels_and_priority(self, api: Api) -> None:
+        job = api.submitted(labels={"a": "1", "b": "2"})
+        path = f"/v1/jobs/{job['id']}"
+        with api.http() as http:
+            tag = http.get(path).headers["ETag"]
+            body = {"labels": {"a": "9", "b": None, "c": "3"}, "priority": 7}
+            answer = http.patch(path, json=body, headers={"If-Match": tag})
+            assert answer.status_code == 200
+            assert answer.json()["labels"] == {"a": "9", "c": "3"}
+            assert answer.json()["priority"] == 7
+            assert answer.headers["ETag"] == http.get(path).headers["ETag"] != tag
+
+            stale = http.patch(path, json={"priority": 1}, headers={"If-Match": tag})
+            assert (stale.status_code, stale.json()["code"]) == (412, "version-mismatch")
+            without = http.patch(path, json={"priority": 1})
+            assert (without.status_code, without.json()["code"]) == (428, "precondition-required")
+            fresh = {"If-Match": answer.headers["ETag"]}
+            assert http.patch(path, json={"priority": 1}, headers=fresh).status_code == 200
+            assert http.get(path).json()["labels"] == {"a": "9", "c": "3"}
+
+    def test_a_spec_never_changes(self, api: Api) -> None:
+        job = api.submitted()
+        with api.http() as http:
+            answer = http.patch(
+                f"/v1/jobs/{job['id']}", json={"spec": {}}, headers={"If-Match": "*"}
+            )
+        assert answer.status_code == 422
+        assert answer.json()["errors"] == [{"pointer": "/spec", "message": "unknown field"}]
+
+
+class TestActions:
+    def test_cancel_while_queued(self, api: Api) -> None:
+        job = api.submitted()
+        with api.http() as http:
+            answer = http.post(f"/v1/jobs/{job['id']}/cancel")
+            assert (answer.status_code, answer.json()["status"]["state"]) == (202, "CANCELLED")
+            again = http.post(f"/v1/jobs/{job['id']}/cancel")
+        assert again.status_code == 200
+        assert again.json() == answer.json()
+
+    def test_cancel_while_running(self, api: Api) -> None:
+        job = api.submitted()
+        api.moved(job["id"], State.RUNNING)
+        with api.http() as http:
+            answer = http.post(f"/v1/jobs/{job['id']}/cancel")
+        assert (answer.status_code, answer.json()["status"]["state"]) == (202, "STOPPING")
+        assert api.folder(job["id"]).stop.exists()
+
+    def test_pause_and_resume(self, api: Api) -> None:
+        job = api.submitted()
+        with api.http() as http:
+            paused = http.post(f"/v1/jobs/{job['id']}/pause")
+            assert (paused.status_code, paused.json()["status"]["state"]) == (202, "PAUSED")
+            resumed = http.post(f"/v1/jobs/{job['id']}/resume")
+            assert (resumed.status_code, resumed.json()["status"]["state"]) == (202, "QUEUED")
+
+    def test_an_illegal_move_names_the_legal_ones(self, api: Api) -> None:
+        job = api.submitted()
+        api.moved(job["id"], State.RUNNING)
+        with api.http() as http:
+            answer = http.post(f"/v1/jobs/{job['id']}/resume")
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (409, "illegal-move")
+        assert problem["state"] == "RUNNING"
+        assert problem["allowed_actions"] == ["cancel", "pause"]
+
+    def test_retry_is_a_new_job(self, api: Api) -> None:
+        job = api.submitted(labels={"a": "1"})
+        api.moved(job["id"], State.FAILED)
+        with api.http() as http:
+            headers = {"Idempotency-Key": "retry-1"}
+            first = http.post(f"/v1/jobs/{job['id']}/retry", headers=headers)
+            again = http.post(f"/v1/jobs/{job['id']}/retry", headers=headers)
+            old = http.get(f"/v1/jobs/{job['id']}").json()
+        assert first.status_code == 202
+        assert first.headers["Location"] == f"/v1/jobs/{first.json()['id']}"
+        assert first.json()["retry_of"] == job["id"]
+        assert first.json()["spec_digest"] == job["spec_digest"]
+        assert (again.json()["id"], old["status"]["state"]) == (first.json()["id"], "FAILED")
+
+    def test_delete(self, api: Api) -> None:
+        job = api.submitted()
+        api.write_log(job["id"], b"line\n")
+        path = f"/v1/jobs/{job['id']}"
+        with api.http() as http:
+            early = http.delete(path)
+            assert (early.status_code, early.json()["state"]) == (409, "QUEUED")
+            assert api.folder(job["id"]).root.exists()
+            api.moved(job["id"], State.CANCELLED)
+            gone = http.delete(path)
+            assert (gone.status_code, gone.content) == (204, b"")
+            assert http.get(path).status_code == 404
+        assert not api.folder(job["id"]).root.exists()
