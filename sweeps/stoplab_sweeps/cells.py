@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stoplab_platform.errors import Problem, SpecError, Stopped
 from stoplab_platform.ledger import Cell, CellState, Ledger
@@ -13,10 +13,12 @@ from stoplab_platform.paths import JobFolder, read_json
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_sweeps.space import Infeasible, label, points, run_at, seed_of
-from stoplab_trainers.rank import Summary
+
+if TYPE_CHECKING:  # the driver needs no torch, and starts seconds earlier without it
+    from stoplab_trainers.rank import Summary
 
 StudySpec = SweepSpec | ComparisonSpec
-Execute = Callable[..., Summary]
+Execute = Callable[..., "Summary"]
 """What `stoplab_trainers.launch.execute` is: spec, folder, identity, stop_file to summary."""
 
 FACTS = ("precision", "threads", "device", "data")  # that a pairing also rests on
@@ -97,6 +99,13 @@ def run_cell(task: Task, folder: JobFolder, execute: Execute) -> None:
         ledger.update(task.cell_id, state=CellState.FAILED, error=text)
     else:
         ledger.update(task.cell_id, state=CellState.SUCCEEDED, **_learned(summary))
+
+
+def train(*arguments: Any, **named: Any) -> Summary:
+    """`stoplab_trainers.launch.execute`, loaded where a cell runs."""
+    from stoplab_trainers.launch import execute
+
+    return execute(*arguments, **named)
 
 
 def _arms(spec: ComparisonSpec) -> list[Planned]:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from stoplab_platform.console import log_to_stdout
 from stoplab_platform.errors import DataError, SettingsError, SpecError
 from stoplab_platform.exits import Exit
 from stoplab_platform.handoff import request_stop
@@ -25,11 +26,9 @@ from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec, parse_assignments
-from stoplab_sweeps.cells import StudySpec
+from stoplab_sweeps.cells import StudySpec, train
 from stoplab_sweeps.study import Start, run_study
 from stoplab_sweeps.tuning import run_in_tune
-from stoplab_trainers.launch import execute
-from stoplab_trainers.main import log_to_stdout
 
 log = logging.getLogger("stoplab")
 
@@ -48,7 +47,7 @@ def main(arguments: list[str] | None = None) -> Exit:
         start = _start(Settings())
         log.info("job %s  %s", start.job_id, start.folder.root)
         with _interruptible(start):
-            code = run_study(spec, start, schedule=run_in_tune, execute=execute)
+            code = run_study(spec, start, schedule=run_in_tune, execute=train)
     except (SpecError, DataError, SettingsError) as error:
         log.error("%s", error)
         return Exit.BAD_INPUT

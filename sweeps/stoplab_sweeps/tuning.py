@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from stoplab_platform.admission import Resources
@@ -54,6 +55,7 @@ def run_in_tune(
     """Run the tasks, in order, as many at a time as fit; start no more once ``go_on`` is false."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with connected():
         at_once = concurrency(compute, _cluster(), max_concurrent)
         log.info("%d runs to do, %d at a time", len(tasks), at_once)
@@ -69,6 +71,7 @@ def run_in_tune(
                 name=f"start-{uuid4().hex[:8]}",
                 storage_path=str(folder.tune),
                 failure_config=tune.FailureConfig(max_failures=compute.max_failures),
+                callbacks=[Silent()],
                 verbose=0,
             ),
         ).fit()
@@ -102,6 +105,13 @@ class InOrder(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: the next start asks the ledger. Tune wants the file to exist."""
         Path(checkpoint_path).touch()
+
+
+class Silent(TrialProgressCallback):
+    """Tune's own reporter prints a line a trial, whatever it is told."""
+
+    def _print(self, msg: str) -> None:
+        """Nothing: `Watch` says what happens."""
 
 
 def _cluster() -> Resources:

@@ -14,6 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
+from stoplab_platform.console import log_to_stdout
 from stoplab_platform.errors import DataError, SettingsError, SpecError, Stopped
 from stoplab_platform.exits import Exit
 from stoplab_platform.ids import new_job_id
@@ -54,15 +55,6 @@ def main(arguments: list[str] | None = None) -> Exit:
         return Exit.FAILED
     print(json.dumps(summary.model_dump(), indent=1), flush=True)
     return Exit.OK
-
-
-def log_to_stdout() -> None:
-    """Send stoplab's log lines to standard output, each with its time."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    root = logging.getLogger("stoplab")
-    root.setLevel(logging.INFO)
-    root.addHandler(handler)
 
 
 def _run(spec: object, job_id: str, folder: JobFolder, attempt: int) -> Summary:
