@@ -28,7 +28,12 @@ from stoplab_platform.errors import DataError
 ARMS = ("ijepa", "stop")
 ITEMS = ("predictions", "loss", "grad", "five_losses", "after_five")
 CONFIG = ("heads", "noise_std", "lr", "weight_decay", "ema")
-ARRAYS = ("images", "context_index", "target_index", "unit_noise")
+ARRAYS = {
+    "images": "image channel row column",
+    "context_index": "image patch",
+    "target_index": "block image patch",
+    "unit_noise": "step block image patch channel",
+}
 TAGS = {"encoder/": "enc.", "predictor/": "pred."}
 REACH = 1.5  # learning rates that AdamW moves a weight a step, at most
 
@@ -38,7 +43,7 @@ class Recording:
     """A file's arrays and its settings."""
 
     arrays: Mapping[str, NDArray[Any]]
-    config: Mapping[str, float]
+    config: Mapping[str, Any]
 
     def tensor(self, name: str) -> Tensor:
         """An array as a tensor of its own."""
@@ -82,6 +87,10 @@ def read(path: Path) -> Recording:
             missing.append(prefix)
     if missing:
         raise DataError(f"not a recording of the reference: it lacks {', '.join(missing)}")
+    for name, axes in ARRAYS.items():
+        if arrays[name].ndim != len(axes.split()):
+            shape = list(arrays[name].shape)
+            raise DataError(f"{name} has shape {shape}, its axes should be [{axes}]")
     return Recording(arrays, config)
 
 
