@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from support_runs import folder, identity, tiny
 
 from stoplab_platform.errors import Stopped
 from stoplab_platform.paths import RunFolder, write_json
@@ -20,15 +19,9 @@ from stoplab_platform.tracking import client
 from stoplab_trainers import checkpoint
 from stoplab_trainers.launch import execute
 from stoplab_trainers.rank import Summary
+from support_runs import folder, identity, tiny
 
 DEADLINE_S = 120.0
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STOPLAB_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return tmp_path / "home"
 
 
 def losses(run: RunFolder) -> dict[int, float]:
@@ -41,7 +34,9 @@ def losses(run: RunFolder) -> dict[int, float]:
     return found
 
 
-def test_a_run_leaves_scores_checkpoints_and_a_run_in_mlflow(tmp_path: Path) -> None:
+def test_a_run_leaves_scores_checkpoints_and_a_run_in_mlflow(
+    tmp_path: Path, mlflow_uri: str
+) -> None:
     run = folder(tmp_path)
     seen: list[dict[str, object]] = []
     summary = execute(tiny(), run, identity(), on_progress=seen.append)
@@ -52,7 +47,7 @@ def test_a_run_leaves_scores_checkpoints_and_a_run_in_mlflow(tmp_path: Path) -> 
     assert checkpoint.latest(run.checkpoints) is not None
     assert seen[-1]["step"] == seen[-1]["steps"] == summary.steps == 38
     assert summary.mlflow_run_id is not None
-    logged = client(f"sqlite:///{tmp_path}/mlflow.db").get_run(summary.mlflow_run_id)
+    logged = client(mlflow_uri).get_run(summary.mlflow_run_id)
     assert logged.info.status == "FINISHED"
     assert logged.data.metrics["test/knn_top1"] == summary.metrics["test/knn_top1"]
     assert logged.data.tags["stoplab.run_digest"] == summary.run_digest
@@ -91,7 +86,7 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_weights(tmp_path: Path) -> 
 
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path, home: Path) -> None:
     spec = tiny(
-        evals=[], optim__epochs=20, checkpoint__every_epochs=None, checkpoint__every_steps=23
+        evals=[], optim__epochs=6, checkpoint__every_epochs=None, checkpoint__every_steps=23
     )
     path = tmp_path / "spec.yaml"
     path.write_text(spec.to_yaml())
@@ -150,9 +145,7 @@ class TestUnderRayTrain:
         stop = tmp_path / "stop.json"
         write_json(stop, {"intent": "CANCELLED", "deadline_s": 5})
         with pytest.raises(Stopped):
-            execute(
-                self.two_workers(tiny(evals=[])), folder(tmp_path), identity(), stop_file=stop
-            )
+            execute(self.two_workers(tiny(evals=[])), folder(tmp_path), identity(), stop_file=stop)
 
     @staticmethod
     def two_workers(spec: RunSpec) -> RunSpec:

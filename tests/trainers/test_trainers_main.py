@@ -14,13 +14,6 @@ from stoplab_platform.paths import JobFolder, read_json
 from stoplab_trainers.main import main
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STOPLAB_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return tmp_path / "home"
-
-
 def written(path: Path, data: object) -> str:
     path.write_text(yaml.safe_dump(data))
     return str(path)
@@ -34,12 +27,10 @@ def test_a_spec_with_mistakes_is_refused_with_all_of_them(
     said = capsys.readouterr().out
     assert "colour: unknown field" in said
     assert "seed: -1" in said
-    assert not home.exists()
+    assert not (home / "jobs").exists()
 
 
-def test_missing_shards_are_bad_input(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_shards_are_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = written(tmp_path / "s.yaml", {**TINY, "evals": []})
     assert main([spec, "--set", "data.train=/nowhere/a-{000..001}.tar"]) == Exit.BAD_INPUT
     assert "/nowhere/a-000.tar" in capsys.readouterr().out

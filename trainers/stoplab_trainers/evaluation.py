@@ -86,7 +86,7 @@ def _named_folder(ref: CheckpointRef, settings: Settings) -> Path:
     job = tags.get("stoplab.job_id")
     if job is None:
         raise NotFound(f"MLflow run {ref.mlflow_run} carries no stoplab.job_id")
-    return settings.folders.job(job).run(tags.get("stoplab.cell_id", "run")).root
+    return settings.folders.job(job).run(tags.get("stoplab.cell", "run")).root
 
 
 def _judged(spec: EvaluationSpec, path: Path) -> RunSpec:

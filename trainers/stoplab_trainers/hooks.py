@@ -110,8 +110,10 @@ class Saving:
     def __call__(self, run: Run, report: StepReport) -> None:
         """Save, if it is time."""
         spec = run.spec.checkpoint
-        by_epoch = spec.every_epochs and report.ends_epoch and (
-            (report.epoch + 1) % spec.every_epochs == 0
+        by_epoch = (
+            spec.every_epochs
+            and report.ends_epoch
+            and ((report.epoch + 1) % spec.every_epochs == 0)
         )
         by_step = spec.every_steps and report.step % spec.every_steps == 0
         if by_epoch or by_step or report.step == report.steps:

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import torch
 
-from stoplab_platform.errors import Stopped, StoplabError
+from stoplab_platform.errors import StoplabError, Stopped
 from stoplab_platform.paths import RunFolder, read_json, write_json
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity

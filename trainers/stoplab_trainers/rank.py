@@ -165,9 +165,7 @@ def _start(run: Run, folder: RunFolder, owner: Mapping[str, str]) -> None:
         log.info("weights from %s", run.spec.model.init_from)
 
 
-def _leave_files(
-    spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker
-) -> None:
+def _leave_files(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:
     """The spec and a picture of its masks on real images, once."""
     picture = folder.artifacts / "masks.png"
     if picture.exists():
