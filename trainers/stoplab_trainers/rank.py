@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 
+from stoplab_platform.errors import Stopped
 from stoplab_platform.paths import RunFolder, read_json, write_atomic
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
@@ -93,8 +95,7 @@ def run_rank(
         train(run, [Stopping(stop_file, None)])
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
-    tracker = SpoolTracker(folder, settings.tracking_uri)
-    try:
+    with _tracked(folder, settings.tracking_uri) as tracker:
         tracker.start(identity, flatten(spec.plain()))
         _leave_files(spec, folder, shards, tracker)
         scores = Scores(spec, cache) if spec.evals else None
@@ -108,25 +109,42 @@ def run_rank(
             Stopping(stop_file, saving),
         ]
         train(run, hooks)
-        metrics = scores.final(run.target) if scores else {}
-        tracker.metrics(run.step, metrics)
-        log.info("done  %s", spelled(metrics))
+        found = scores.final(run.target) if scores else {}
+        tracker.metrics(run.step, found)
+        log.info("done  %s", spelled(found))
         weights = checkpoint.weights_sha256(_weights(run))
         tracker.tags({"stoplab.weights_sha256": weights})
         tracker.finish("FINISHED")
-        tracker.close()
-        summary = Summary(
-            metrics={**last.metrics, **metrics},
-            certificate=run.record.certificate(),
-            facts=facts,
-            run_digest=identity.run_digest,
-            weights_sha256=weights,
-            mlflow_run_id=tracker.run_id,
-            steps=run.step,
-            elapsed_s=round(time.monotonic() - began, 3),
-        )
-        write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
-        return summary
+    summary = Summary(
+        metrics={**last.metrics, **found},
+        certificate=run.record.certificate(),
+        facts=facts,
+        run_digest=identity.run_digest,
+        weights_sha256=weights,
+        mlflow_run_id=tracker.run_id,
+        steps=run.step,
+        elapsed_s=round(time.monotonic() - began, 3),
+    )
+    write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
+    return summary
+
+
+@contextmanager
+def _tracked(folder: RunFolder, uri: str) -> Iterator[SpoolTracker]:
+    """A tracker that hears how its run ended, also where it ended badly.
+
+    A paused run is left as it is: it goes on under the same id.
+    """
+    tracker = SpoolTracker(folder, uri)
+    try:
+        yield tracker
+    except Stopped as stop:
+        if stop.intent != "PAUSED":
+            tracker.finish("KILLED")
+        raise
+    except Exception:
+        tracker.finish("FAILED")
+        raise
     finally:
         tracker.close()
 
