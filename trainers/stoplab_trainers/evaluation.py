@@ -82,6 +82,7 @@ def _named_folder(ref: CheckpointRef, settings: Settings) -> Path:
         return Path(ref.path)
     if ref.job is not None:
         return settings.folders.job(ref.job).run("run").root
+    assert ref.mlflow_run is not None, "a reference names one of the three"
     tags = client(settings.tracking_uri).get_run(ref.mlflow_run).data.tags
     job = tags.get("stoplab.job_id")
     if job is None:
