@@ -74,7 +74,7 @@ def patches(top: Ints, left: Ints, size: Size, grid: int) -> Ints:
     """Indices of the patches of blocks, ascending: [*block, height * width]."""
     rows = top[..., None, None] + np.arange(size[0])[:, None]
     columns = left[..., None, None] + np.arange(size[1])
-    indices: Ints = (rows * grid + columns).reshape(*top.shape, -1)
+    indices: Ints = (rows * grid + columns).reshape(*top.shape, size[0] * size[1])
     return indices
 
 
