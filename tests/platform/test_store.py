@@ -1,0 +1,337 @@
+"""The store's contract: one class, every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
+
+from stoplab_platform.errors import (
+    Conflict,
+    IllegalMove,
+    KeyReused,
+    NotFound,
+    SettingsError,
+    StoreUnavailable,
+)
+from stoplab_platform.jobs.database import Database
+from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuery, Role
+from stoplab_platform.jobs.states import ReasonCode, State
+from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.jobs.tables import Base
+from support_store import ENGINES, database_url, new_job, open_store
+
+KEY = IdempotencyRecord("key", "digest")
+
+
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with database_url(request.param, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[JobStore]:
+    with open_store(url) as store:
+        yield store
+
+
+@pytest.fixture
+def job(store: JobStore) -> Job:
+    return store.submit(new_job(labels={"a": "1", "b": "2"})).job
+
+
+class TestSubmit:
+    def test_is_read_back_whole(self, store: JobStore) -> None:
+        new = new_job(labels={"b": "2", "a": "1"}, priority=3, retry_of="j_0")
+        job = store.submit(new).job
+        assert job == store.get(job.id)
+        for name in ("id", "kind", "name", "project", "owner", "priority", "retry_of"):
+            assert getattr(job, name) == getattr(new, name)
+        assert (job.spec, job.spec_digest) == (new.spec, new.spec_digest)
+        assert job.labels == new.labels
+        assert (job.state, job.version, job.attempt) == (State.QUEUED, 1, 0)
+        assert job.created_at.tzinfo is not None
+        assert datetime.now(UTC) - job.created_at < timedelta(minutes=1)
+
+    def test_order_inside_the_spec_is_kept(self, store: JobStore) -> None:
+        spec = {"arms": {"z": {}, "a": {}}}
+        job = store.submit(new_job(spec=spec)).job
+        assert list(store.get(job.id).spec["arms"]) == ["z", "a"]
+
+    def test_same_key_same_job(self, store: JobStore) -> None:
+        first = store.submit(new_job(), idempotency=KEY)
+        again = store.submit(new_job(), idempotency=KEY)
+        assert (first.replayed, again.replayed) == (False, True)
+        assert again.job == first.job
+        assert len(store.list(JobQuery()).items) == 1
+
+    def test_same_key_other_body(self, store: JobStore) -> None:
+        store.submit(new_job(), idempotency=KEY)
+        with pytest.raises(KeyReused, match="'key'"):
+            store.submit(new_job(), idempotency=IdempotencyRecord("key", "other"))
+        assert len(store.list(JobQuery()).items) == 1
+
+    def test_keys_belong_to_their_owner(self, store: JobStore) -> None:
+        store.submit(new_job(), idempotency=KEY)
+        assert not store.submit(new_job(owner="ben"), idempotency=KEY).replayed
+        assert not store.submit(new_job(project="other"), idempotency=KEY).replayed
+
+    def test_one_key_from_many_threads_makes_one_job(self, store: JobStore) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            submits = [pool.submit(store.submit, new_job(), idempotency=KEY) for _ in range(16)]
+            done = [submit.result() for submit in submits]
+        assert len({submitted.job.id for submitted in done}) == 1
+        assert sum(not submitted.replayed for submitted in done) == 1
+
+
+class TestMove:
+    def test_one_event_a_move(self, store: JobStore, job: Job) -> None:
+        moved = store.move(
+            job, State.CANCELLED, actor="ana", verb="cancel",
+            reason_code=ReasonCode.USER_REQUEST, message="enough",
+        )  # fmt: skip
+        assert moved == store.get(job.id)
+        assert (moved.version, moved.state, moved.message) == (2, State.CANCELLED, "enough")
+        assert moved.finished_at is not None
+        first, second = store.history(job.id)
+        assert (first.from_state, first.to_state) == (None, State.QUEUED)
+        assert (second.from_state, second.to_state) == (State.QUEUED, State.CANCELLED)
+        assert (second.actor, second.verb) == ("ana", "cancel")
+        assert (second.reason_code, second.message) == (ReasonCode.USER_REQUEST, "enough")
+
+    def test_a_stale_job_moves_nothing(self, store: JobStore, job: Job) -> None:
+        store.move(job, State.STARTING, actor="one", attempt=1)
+        with pytest.raises(Conflict):
+            store.move(job, State.CANCELLED, actor="two")
+        assert store.get(job.id).state is State.STARTING
+        assert len(store.history(job.id)) == 2
+
+    def test_of_many_movers_one_wins(self, store: JobStore, job: Job) -> None:
+        def start(_: int) -> bool:
+            try:
+                store.move(job, State.STARTING, actor="x", attempt=job.attempt + 1)
+            except Conflict:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(start, range(16))) == 1
+        assert store.get(job.id).attempt == 1
+        assert len(store.history(job.id)) == 2
+
+    def test_illegal(self, store: JobStore, job: Job) -> None:
+        with pytest.raises(IllegalMove, match="QUEUED") as caught:
+            store.move(job, State.RUNNING, actor="x")
+        assert caught.value.allowed == ("cancel", "pause")
+        assert store.get(job.id) == job
+
+    def test_columns_and_stamps(self, store: JobStore, job: Job) -> None:
+        job = store.move(job, State.STARTING, actor="x", attempt=1)
+        assert job.started_at is None
+        job = store.move(job, State.RUNNING, actor="x")
+        started = job.started_at
+        assert started is not None
+        job = store.move(job, State.RECOVERING, actor="x", attempt=2)
+        job = store.move(job, State.RUNNING, actor="x")
+        assert (job.started_at, job.attempt) == (started, 2)
+        job = store.move(job, State.STOPPING, actor="x", intent=Intent.PAUSED)
+        assert job.intent is Intent.PAUSED
+        job = store.move(job, State.SUCCEEDED, actor="x", run_digest="d", intent=None)
+        assert (job.run_digest, job.intent) == ("d", None)
+
+    def test_recoveries_are_counted_by_reason(self, store: JobStore, job: Job) -> None:
+        job = store.move(job, State.STARTING, actor="x")
+        for code in (ReasonCode.OOM, ReasonCode.NODE_LOST, ReasonCode.OOM):
+            job = store.move(job, State.RECOVERING, actor="x", reason_code=code)
+        assert store.recoveries(job.id) == {ReasonCode.OOM: 2, ReasonCode.NODE_LOST: 1}
+
+
+class TestList:
+    def test_pages_newest_first(self, store: JobStore) -> None:
+        ids = [store.submit(new_job()).job.id for _ in range(5)]
+        seen, cursor = [], None
+        while True:
+            page = store.list(JobQuery(limit=2, cursor=cursor))
+            seen += [job.id for job in page.items]
+            store.submit(new_job())  # what comes meanwhile moves no page
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert seen == sorted(ids, reverse=True)
+
+    def test_filters(self, store: JobStore) -> None:
+        one = store.submit(new_job(name="Alpha_1", labels={"a": "1", "b": "2"})).job
+        two = store.submit(new_job(name="alpha%2", kind="sweep", labels={"a": "1"})).job
+        three = store.submit(new_job(name="beta", project="other")).job
+        store.move(two, State.CANCELLED, actor="x")
+
+        def found(**query: object) -> set[str]:
+            return {job.id for job in store.list(JobQuery(**query)).items}  # type: ignore[arg-type]
+
+        assert found() == {one.id, two.id, three.id}
+        assert found(project="default") == {one.id, two.id}
+        assert found(states=(State.QUEUED, State.CANCELLED)) == {one.id, two.id, three.id}
+        assert found(states=(State.CANCELLED,)) == {two.id}
+        assert found(kinds=("sweep",)) == {two.id}
+        assert found(labels=(("a", "1"),)) == {one.id, two.id}
+        assert found(labels=(("a", "1"), ("b", "2"))) == {one.id}
+        assert found(labels=(("a", "2"),)) == set()
+        assert found(prefix="ALPHA") == {one.id, two.id}
+        assert found(prefix="alpha%") == {two.id}
+        assert found(prefix=three.id) == {three.id}
+        assert found(prefix="lpha") == set()
+
+    def test_unfinished_and_unsettled(self, store: JobStore, job: Job) -> None:
+        assert [found.id for found in store.unfinished()] == [job.id]
+        job = store.move(job, State.STARTING, actor="x", attempt=1)
+        assert [found.id for found in store.unfinished()] == [job.id]
+        assert store.unsettled() == []
+        job = store.move(job, State.FAILED, actor="x")
+        assert store.unfinished() == []
+        assert [found.id for found in store.unsettled()] == [job.id]
+        store.settle(job)
+        assert store.unsettled() == []
+
+    def test_what_never_ran_needs_no_settling(self, store: JobStore, job: Job) -> None:
+        store.move(job, State.CANCELLED, actor="x")
+        assert store.unsettled() == []
+
+    def test_a_resumed_job_is_settled_anew(self, store: JobStore, job: Job) -> None:
+        job = store.move(job, State.STARTING, actor="x", attempt=1)
+        job = store.move(job, State.STOPPING, actor="x", intent=Intent.PAUSED)
+        paused = store.move(job, State.PAUSED, actor="x")
+        store.settle(paused)
+        job = store.move(store.get(job.id), State.QUEUED, actor="x")
+        job = store.move(job, State.STARTING, actor="x", attempt=2)
+        store.move(job, State.SUCCEEDED, actor="x")
+        assert [found.id for found in store.unsettled()] == [job.id]
+
+
+class TestEditing:
+    def test_edit(self, store: JobStore, job: Job) -> None:
+        edited = store.edit(job, actor="ana", labels={"b": "3", "c": "4"}, priority=9)
+        assert edited == store.get(job.id)
+        assert (edited.labels, edited.priority, edited.version) == ({"b": "3", "c": "4"}, 9, 2)
+        with pytest.raises(Conflict):
+            store.edit(job, actor="ana", priority=1)
+        assert store.edit(edited, actor="ana", priority=1).labels == {"b": "3", "c": "4"}
+
+    def test_hide(self, store: JobStore, job: Job) -> None:
+        with pytest.raises(IllegalMove):
+            store.hide(job, actor="ana")
+        store.hide(store.move(job, State.CANCELLED, actor="ana"), actor="ana")
+        assert store.list(JobQuery()).items == ()
+        with pytest.raises(NotFound):
+            store.get(job.id)
+
+    def test_events_after(self, store: JobStore, job: Job) -> None:
+        store.record(job.id, actor="x", verb="kill", message="why")
+        first, second = store.events(job.id)
+        assert (second.verb, second.message, second.to_state) == ("kill", "why", None)
+        assert store.events(job.id, after=first.seq) == [second]
+        assert [event.verb for event in store.history(job.id)] == ["submit"]
+
+    def test_other_projects_jobs_do_not_exist(self, store: JobStore, job: Job) -> None:
+        assert store.get(job.id, "default") == job
+        for project in ("other", ""):
+            with pytest.raises(NotFound):
+                store.get(job.id, project)
+        with pytest.raises(NotFound):
+            store.get("j_none")
+
+
+class TestTokens:
+    def test_only_the_hash_is_kept(self, store: JobStore, url: str) -> None:
+        token, secret = store.create_token("ci", owner="ana", project="p", role=Role.VIEWER)
+        principal = store.principal(secret)
+        assert principal is not None
+        assert (principal.owner, principal.project, principal.role) == ("ana", "p", Role.VIEWER)
+        assert store.tokens("p") == [token]
+        assert store.tokens("other") == []
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            rows = connection.execute(text("SELECT * FROM tokens")).all()
+        engine.dispose()
+        assert secret not in str(rows)
+        assert store.principal("wrong") is None
+
+    def test_revoked_and_expired(self, store: JobStore) -> None:
+        words = {"owner": "ana", "project": "p", "role": Role.ADMIN}
+        token, secret = store.create_token("a", **words)  # type: ignore[arg-type]
+        with pytest.raises(NotFound):
+            store.revoke_token(token.id, "other")
+        store.revoke_token(token.id, "p")
+        assert store.principal(secret) is None
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        _, old = store.create_token("b", expires_at=past, **words)  # type: ignore[arg-type]
+        assert store.principal(old) is None
+
+    def test_a_given_secret(self, store: JobStore) -> None:
+        given = "s" * 40
+        _, secret = store.create_token(
+            "local", owner="ana", project="p", role=Role.ADMIN, secret=given
+        )
+        assert secret == given
+        assert store.principal(given) is not None
+
+
+class TestDatabase:
+    def test_lease(self, store: JobStore) -> None:
+        assert store.lease("admission", "one", 60)
+        assert not store.lease("admission", "two", 60)
+        assert store.lease("admission", "one", -1)
+        assert store.lease("admission", "two", 60)
+
+    def test_ping_writes(self, store: JobStore) -> None:
+        store.ping()
+
+    def test_migrations_make_what_the_models_say(self, store: JobStore, url: str) -> None:
+        from alembic.autogenerate import compare_metadata
+
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, Base.metadata) == []
+        engine.dispose()
+
+    def test_down_and_up_again(self, url: str) -> None:
+        database, engine = Database(url), create_engine(url)
+        database.migrate()
+        database.migrate("base")
+        assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
+        database.migrate()
+        assert set(Base.metadata.tables) <= set(inspect(engine).get_table_names())
+        engine.dispose()
+        database.close()
+
+    def test_replicas_migrate_at_once(self, url: str) -> None:
+        def migrate(_: int) -> None:
+            with open_store(url) as store:
+                store.ping()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(migrate, range(4)))
+
+    def test_a_newer_database_is_refused(self, store: JobStore, url: str) -> None:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        engine.dispose()
+        with pytest.raises(SettingsError, match="9999"):
+            store.migrate()
+
+
+def test_a_database_that_is_away(tmp_path: Path) -> None:
+    folder = tmp_path / "store.db"
+    folder.mkdir()  # no file can be opened there
+    store = JobStore(f"sqlite:///{folder}")
+    with pytest.raises(StoreUnavailable):
+        store.ping()
+    with pytest.raises(StoreUnavailable):
+        store.unfinished()

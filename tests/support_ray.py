@@ -1,0 +1,70 @@
+"""A real Ray head of a test module's own: free ports, a short temporary folder, a token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from stoplab_platform.runner.ray_jobs import RayJobsRunner
+from support_mlflow import free_port
+from support_store import wait_for
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """Where it is."""
+
+    dashboard: str
+    token_path: Path
+    processes: tuple[psutil.Process, ...]
+
+
+@contextmanager
+def ray_head(num_cpus: int = 2) -> Iterator[RayHead]:
+    """Starts a head and ends it by the ids of its processes."""
+    # Names of sockets may have 107 bytes, so pytest's own folder is too deep.
+    folder = Path(tempfile.mkdtemp(prefix="slr", dir="/tmp"))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    dashboard = free_port()
+    command = [
+        Path(sys.executable).with_name("ray"), "start", "--head", "--block",
+        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--dashboard-agent-grpc-port={free_port()}", f"--metrics-export-port={free_port()}",
+        f"--runtime-env-agent-port={free_port()}", f"--ray-client-server-port={free_port()}",
+        f"--num-cpus={num_cpus}", "--object-store-memory=100000000",
+        f"--temp-dir={folder / 'ray'}", "--disable-usage-stats",
+    ]  # fmt: skip
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    with (folder / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            list(map(str, command)), env=env, stdout=log, stderr=log, start_new_session=True
+        )
+    tree: list[psutil.Process] = []
+    runner = RayJobsRunner(f"http://127.0.0.1:{dashboard}", token)
+    try:
+        wait_for(runner.alive, "Ray's dashboard", 90)
+        tree = psutil.Process(head.pid).children(recursive=True)
+        yield RayHead(f"http://127.0.0.1:{dashboard}", token, tuple(tree))
+    finally:
+        runner.close()
+        tree += psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(30)
+        _, alive = psutil.wait_procs(tree, timeout=5)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=5)
+        shutil.rmtree(folder, ignore_errors=True)

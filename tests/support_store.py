@@ -1,0 +1,110 @@
+"""Stores and jobs for tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import create_engine, make_url, text
+
+from stoplab_platform.ids import new_job_id
+from stoplab_platform.jobs.models import NewJob, Principal, Role
+from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.settings import Settings
+from stoplab_platform.specs import AnySpec, parse_spec
+
+POSTGRES = os.environ.get("STOPLAB_TEST_POSTGRES")
+"""URL of a PostgreSQL server where tests may make databases; without it only SQLite is tested."""
+
+ENGINES = ("sqlite", "postgresql") if POSTGRES else ("sqlite",)
+
+ANA = Principal("ana", "default", Role.SUBMITTER)
+BEN = Principal("ben", "default", Role.SUBMITTER)
+ADMIN = Principal("root", "default", Role.ADMIN)
+VIEWER = Principal("eve", "default", Role.VIEWER)
+STRANGER = Principal("zoe", "elsewhere", Role.ADMIN)
+
+
+@contextmanager
+def database_url(engine: str, folder: Path) -> Iterator[str]:
+    """URL of an empty database."""
+    if engine == "sqlite":
+        yield f"sqlite:///{folder / 'store.db'}"
+        return
+    assert POSTGRES is not None
+    name = f"stoplab_{uuid4().hex[:12]}"
+    server = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    try:
+        yield make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with server.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        server.dispose()
+
+
+@contextmanager
+def open_store(url: str) -> Iterator[JobStore]:
+    """A migrated store."""
+    store = JobStore(url)
+    store.migrate()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def run_spec(name: str = "bar", **changes: Any) -> AnySpec:
+    """A small pretraining spec; ``changes`` are top-level fields."""
+    tiny = {
+        "kind": "pretrain",
+        "name": name,
+        "model": {"encoder": "vit_tiny_patch16_224"},
+        "data": {"train": "digits"},
+    }
+    return parse_spec({**tiny, **changes})
+
+
+def compare_spec(name: str = "pair", seeds: tuple[int, ...] = (0, 1), **changes: Any) -> AnySpec:
+    """A comparison of two arms."""
+    arms = {"deterministic": {"positions.kind": "deterministic"}, "stochastic": {}}
+    base = run_spec("base").plain()
+    pair = {"kind": "compare", "name": name, "base": base, "arms": arms, "seeds": list(seeds)}
+    return parse_spec({**pair, **changes})
+
+
+def new_job(of: AnySpec | None = None, **changes: Any) -> NewJob:
+    """A job as the service makes it."""
+    spec = of or run_spec()
+    fields: dict[str, Any] = {
+        "id": new_job_id(),
+        "kind": spec.kind,
+        "name": spec.name,
+        "project": "default",
+        "owner": "ana",
+        "spec": spec.plain(),
+        "spec_digest": spec.digest(),
+    }
+    return NewJob(**{**fields, **changes})
+
+
+def lab_settings(home: Path, **changes: Any) -> Settings:
+    """Settings of a lab in ``home`` that looks often; nothing comes from the environment."""
+    return Settings(
+        home=home, reconcile_period_s=0.05, MLFLOW_TRACKING_URI=None, RAY_ADDRESS=None, **changes
+    )
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
+    """What ``condition`` gives once it is true; AssertionError after the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.02)
+    return value
