@@ -37,9 +37,6 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # A job that was submitted with env_vars may be given ours as well.
-    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }
 
 

@@ -20,6 +20,8 @@ CALM = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A job that was submitted with env_vars of its own may be given these names as well.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }
 PASSED_ON = (
     "STOPLAB_HOME",
