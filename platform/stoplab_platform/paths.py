@@ -218,6 +218,15 @@ class Home:
         """Logs of the lab's own servers."""
         return self.root / "logs"
 
+    def server_log(self, part: str) -> Path:
+        """Log of one of the lab's servers."""
+        return self.logs / f"{part}.log"
+
+    @property
+    def lab_lock(self) -> Path:
+        """Held while somebody starts or ends the lab."""
+        return self.root / "lab.lock"
+
     def job(self, job_id: str) -> JobFolder:
         """A job's folder."""
         return JobFolder(self.jobs / job_id)

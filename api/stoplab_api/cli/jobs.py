@@ -1,0 +1,261 @@
+"""`stoplab jobs`: the REST client."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from stoplab_api.bodies import JobBody
+from stoplab_api.cli.show import (
+    AsJson,
+    JobId,
+    bad_input,
+    connect,
+    print_json,
+    print_table,
+    print_text,
+    reported,
+)
+from stoplab_api.cli.studies import print_comparison, print_trials
+from stoplab_api.cli.submit import Labels, label_pairs
+from stoplab_api.client import Client
+from stoplab_platform.errors import NotFound
+
+app = typer.Typer(no_args_is_help=True, help="Jobs on the server.")
+
+
+@app.command("list")
+@reported
+def list_jobs(
+    state: Annotated[list[str] | None, typer.Option(help="In this state; repeated: or.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Of this kind; repeated: or.")] = None,
+    labels: Labels = None,
+    q: Annotated[str | None, typer.Option(help="Start of the name or id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most jobs on a page.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with connect() as client:
+        page = client.list(
+            states=[word.upper() for word in state or ()],
+            kinds=kind or (),
+            labels=label_pairs(labels),
+            q=q,
+            limit=limit,
+            cursor=cursor,
+        )
+    if as_json:
+        print_json(page)
+        return
+    columns = ("id", "kind", "name", "state", "progress", "owner", "created")
+    print_table(
+        columns,
+        [
+            (job.id, job.kind, job.name, job.status.state, _progress(job), job.owner,
+             f"{job.created_at:%Y-%m-%d %H:%M:%S}")
+            for job in page.items
+        ],
+    )  # fmt: skip
+    if page.next_cursor:
+        print_text(f"more: --cursor {page.next_cursor}")
+
+
+@app.command()
+@reported
+def show(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show one job."""
+    with connect() as client:
+        job = client.get(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        _print_job(job)
+
+
+@app.command()
+@reported
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Until the job ends.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Of one training process.")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, help="The last lines only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a job wrote."""
+    if as_json and follow:
+        raise bad_input("--json prints one document; it cannot follow a log")
+    with connect() as client:
+        pieces = client.logs(job_id, follow=follow, rank=rank, tail=tail)
+        if as_json:
+            print_json({"id": job_id, "rank": rank, "log": "".join(pieces)})
+            return
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+
+@app.command()
+@reported
+def metrics(job_id: JobId, as_json: AsJson = False) -> None:
+    """Print the last value of each metric: of a run, or of each run of a study."""
+    with connect() as client:
+        job = client.get(job_id)
+        if job.kind in ("sweep", "compare"):
+            found: dict[str, Any] = {
+                trial.id: trial.metrics for trial in client.trials(job_id).items
+            }
+        else:
+            found = _latest(job)
+    if as_json:
+        print_json({"id": job_id, "metrics": found})
+    elif job.kind in ("sweep", "compare"):
+        names = sorted({name for values in found.values() for name in values})
+        print_table(("run", *names), [(run, *map(values.get, names))
+                                      for run, values in found.items()])  # fmt: skip
+    else:
+        print_table(("metric", "value"), sorted(found.items()))
+
+
+@app.command()
+@reported
+def events(job_id: JobId, as_json: AsJson = False) -> None:
+    """Print a job's history: who did what, and when."""
+    with connect() as client:
+        items = client.events(job_id)
+    if as_json:
+        print_json({"items": [event.model_dump(mode="json") for event in items]})
+        return
+    columns = ("at", "actor", "verb", "from", "to", "reason", "message")
+    print_table(
+        columns,
+        [
+            (f"{e.at:%Y-%m-%d %H:%M:%S}", e.actor, e.verb, e.from_state, e.to_state,
+             e.reason_code, e.message)
+            for e in items
+        ],
+    )  # fmt: skip
+
+
+@app.command()
+@reported
+def trials(
+    job_id: JobId,
+    sort: Annotated[str, typer.Option(help="A field or metric; `-` before it: falling.")] = "index",
+    as_json: AsJson = False,
+) -> None:
+    """Print the runs of a sweep or comparison."""
+    with connect() as client:
+        found = client.trials(job_id, sort=sort)
+    if as_json:
+        print_json(found)
+    else:
+        print_trials(found.items, found.counts)
+
+
+@app.command()
+@reported
+def comparison(job_id: JobId, as_json: AsJson = False) -> None:
+    """Print a comparison's result."""
+    with connect() as client:
+        found = client.comparison(job_id)
+    if as_json:
+        print_json(found)
+    else:
+        print_comparison(found)
+
+
+@app.command()
+@reported
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """End a job."""
+    _act(Client.cancel, job_id, as_json)
+
+
+@app.command()
+@reported
+def pause(job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a job save and stop; `resume` goes on with it."""
+    _act(Client.pause, job_id, as_json)
+
+
+@app.command()
+@reported
+def resume(job_id: JobId, as_json: AsJson = False) -> None:
+    """Put a paused job back into the queue."""
+    _act(Client.resume, job_id, as_json)
+
+
+@app.command()
+@reported
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Submit a finished job's spec again, as a new job."""
+    _act(Client.retry, job_id, as_json)
+
+
+@app.command()
+@reported
+def delete(job_id: JobId, as_json: AsJson = False) -> None:
+    """Remove a finished job with its checkpoints; its runs in MLflow stay."""
+    with connect() as client:
+        client.delete(job_id)
+    if as_json:
+        print_json({"id": job_id, "deleted": True})
+    else:
+        print_text(f"{job_id} is deleted")
+
+
+def _act(verb: Callable[[Client, str], JobBody], job_id: str, as_json: bool) -> None:
+    with connect() as client:
+        job = verb(client, job_id)
+    if as_json:
+        print_json(job)
+    else:
+        print_text(f"{job.id} {job.status.state}")
+
+
+def _latest(job: JobBody) -> dict[str, float]:
+    """The run's metrics in MLflow, the last value of each."""
+    found = re.fullmatch(r"(.+)/#/.*runs/(\w+)", job.links.get("mlflow") or "")
+    if found is None:
+        raise NotFound(f"{job.id} has no run in MLflow yet")
+    # MLflow takes seconds to import; no other command of this file needs it.
+    from stoplab_platform.tracking import client
+
+    uri, run_id = found.groups()
+    return dict(client(uri).get_run(run_id).data.metrics)
+
+
+def _print_job(job: JobBody) -> None:
+    status = job.status
+    lines = {
+        "job": job.id,
+        "kind": job.kind,
+        "name": job.name,
+        "state": " ".join(word for word in (status.state, status.reason_code) if word),
+        "message": status.message,
+        "waits": f"{status.queue.position}. in the queue: {status.queue.reason}"
+        if status.queue
+        else None,
+        "attempt": status.attempt or None,
+        "progress": _progress(job),
+        "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),
+        "owner": f"{job.owner} ({job.project})",
+        "created": job.created_at,
+        "started": job.started_at,
+        "finished": job.finished_at,
+        "mlflow": job.links.get("mlflow"),
+        "can": ", ".join(status.allowed_actions),
+    }
+    for name, value in lines.items():
+        if value:
+            print_text(f"{name:<9} {value}")
+
+
+def _progress(job: JobBody) -> str | None:
+    progress = job.status.progress
+    return f"{progress.step}/{progress.steps}" if progress else None

@@ -1,0 +1,37 @@
+"""The command line: ``stoplab --help``."""
+
+from __future__ import annotations
+
+import logging
+
+import typer
+
+from stoplab_api.cli import demo, doctor, jobs, lab, run, spec, submit, tokens
+
+app = typer.Typer(
+    name="stoplab",
+    help="An experiment lab for StoP (stochastic positional embeddings) pretraining.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # they may hold tokens
+    add_completion=False,
+)
+
+
+@app.callback()
+def _calm() -> None:
+    # Every request would be a line.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+for command in (
+    demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
+    run.train, run.sweep, run.compare, run.evaluate, submit.submit,
+):  # fmt: skip
+    app.command()(command)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(spec.app, name="spec")
+app.add_typer(tokens.app, name="tokens")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,133 @@
+"""What commands share: output for people and for programs, errors, options, the client."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from stoplab_api.client import ApiError, Client
+from stoplab_api.local import find
+from stoplab_platform.errors import DataError, SettingsError, SpecError, StoplabError
+from stoplab_platform.exits import Exit
+from stoplab_platform.settings import Settings
+
+WIDE = 200  # where no terminal tells a width: a table is not cut
+REFUSALS = (400, 415, 422)
+"""HTTP statuses that blame the input."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec: a YAML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=value", help="Set any field of the spec; may be repeated."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+
+
+def reported(command: Callable[P, R]) -> Callable[P, R]:
+    """Turns errors that are meant for people into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        # Also what Settings finds wrong with the environment.
+        except (StoplabError, ValidationError) as error:
+            if kwargs.get("as_json"):
+                print_json(_document(error))
+            errors().print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(_code(error)) from error
+
+    return run
+
+
+def say(text: str) -> None:
+    """A line of progress: on stderr, so that stdout holds the result alone."""
+    errors().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def out() -> Console:
+    """The console for results."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
+def errors() -> Console:
+    """The console for progress and errors."""
+    return Console(stderr=True)
+
+
+def print_text(text: str) -> None:
+    """A line as it is."""
+    out().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    typer.echo(json.dumps(plain, indent=1, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table; None shows as a dash."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    out().print(table, markup=False, highlight=False)
+
+
+def bad_input(message: str) -> typer.Exit:
+    """Says what is wrong with a command line; raise what it gives."""
+    say(message)
+    return typer.Exit(Exit.BAD_INPUT)
+
+
+def connect() -> Client:
+    """A client of the server that the environment names, or of this home's lab."""
+    settings = Settings()
+    url, token, home = settings.api_url, settings.token, settings.folders
+    if url is None:
+        lab = find(home)
+        if lab is None:
+            raise StoplabError(
+                f"no lab runs in {home.root}: start one with `stoplab up`, or set STOPLAB_HOME "
+                "or STOPLAB_API_URL"
+            )
+        url = lab.place.url("api")
+    if token is None and home.token_file.exists():
+        token = home.token_file.read_text().strip()
+    return Client(url, token)
+
+
+def _document(error: StoplabError | ValidationError) -> dict[str, Any]:
+    """An error for programs: a spec's problems, REST's own problem document, or a sentence."""
+    if isinstance(error, SpecError):
+        problems = [(p.dotted, p.pointer(), p.message) for p in error.problems]
+        names = ("path", "pointer", "message")
+        return {"errors": [dict(zip(names, problem, strict=True)) for problem in problems]}
+    if isinstance(error, ApiError):
+        return error.problem.model_dump(mode="json")
+    return {"error": str(error)}
+
+
+def _code(error: StoplabError | ValidationError) -> Exit:
+    """Whether the input is to blame."""
+    if isinstance(error, ApiError):
+        return Exit.BAD_INPUT if error.status in REFUSALS else Exit.FAILED
+    refused = isinstance(error, SpecError | DataError | SettingsError | ValidationError)
+    return Exit.BAD_INPUT if refused else Exit.FAILED

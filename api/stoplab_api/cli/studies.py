@@ -1,0 +1,74 @@
+"""Tables of sweeps and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stoplab_api.answers import TrialBody
+from stoplab_api.cli.show import print_table, print_text
+
+
+def print_trials(trials: Sequence[TrialBody], counts: Mapping[str, int]) -> None:
+    """One line a run, with its metrics on the validation and test splits."""
+    names = sorted({n for t in trials for n in t.metrics if n.startswith(("val/", "test/"))})
+    fields = sorted({field for trial in trials for field in trial.point})
+    rows = [
+        (
+            trial.id,
+            *(trial.point.get(field) for field in fields),
+            trial.seed,
+            trial.state,
+            *(_number(trial.metrics.get(name)) for name in names),
+            trial.error,
+        )
+        for trial in trials
+    ]
+    print_table(("run", *fields, "seed", "state", *names, "error"), rows)
+    print_text(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
+
+
+def print_comparison(result: Mapping[str, Any]) -> None:
+    """The arms on the metric that decides, the difference, and the verdict."""
+    print_table(
+        ("arm", "runs", result["metric"], "std"),
+        [
+            (_starred(arm, result), row["n"], _number(row["mean"]), _number(row["std"]))
+            for arm, row in result["arms"].items()
+        ],
+    )
+    print_text("* the reference")
+    print_verdict(result)
+
+
+def print_verdict(result: Mapping[str, Any]) -> None:
+    """Difference, interval and verdict, in a sentence for each arm."""
+    for arm, one in result.get("comparisons", {"": result}).items():
+        if one["delta"] is None or one["ci95"] is None:
+            print_text(f"{arm}: {one['verdict']}, too few complete blocks for an interval")
+            continue
+        low, high = one["ci95"]
+        print_text(
+            f"{arm} minus {result['reference']}: {points(one['delta'])} points of "
+            f"{result['metric']}, 95 % interval {points(low)} to {points(high)}, "
+            f"{one['n_blocks']} pairs: {one['verdict']}"
+        )
+    print_text(f"Verdict: {result.get('sentence', result['verdict'])}.")
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def percent(value: float | None) -> str | None:
+    """A fraction in percent."""
+    return None if value is None else f"{100 * value:.1f} %"
+
+
+def _starred(arm: str, result: Mapping[str, Any]) -> str:
+    return f"{arm} *" if arm == result["reference"] else arm
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
