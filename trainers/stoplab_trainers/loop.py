@@ -177,7 +177,7 @@ def _train_step(run: Run, batch: Batch) -> tuple[Tensor, Tensor, TensorMasks, Te
         predictions = run.student(images, masks, noise)
     loss = smooth_l1(predictions, targets)
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     gradient_norm = nn.utils.clip_grad_norm_(
         run.model.parameters(), spec.optim.clip_grad or math.inf, foreach=True
     )
