@@ -97,7 +97,7 @@ def place(draws: NDArray[np.float64], sizes: Sizes, grid: int, *, reach: int = 1
 
     (height, width), (tall, wide) = sizes
     top, left = corners(draws[:, :-2:2], height), corners(draws[:, 1:-2:2], width)
-    hit: Bools = cover(top, left, sizes.target, grid).any(axis=1)
+    hit: Bools = np.any(cover(top, left, sizes.target, grid), axis=1)
     outer = cover(corners(draws[:, -2], tall), corners(draws[:, -1], wide), sizes.context, grid)
     return Placed(patches(top, left, sizes.target, grid), hit, outer & ~hit)
 
