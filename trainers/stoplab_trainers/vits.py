@@ -29,9 +29,9 @@ def sizes_of(name: str) -> VitSizes | None:
     """What timm builds under a name; None where its blocks are not plain ones."""
     with torch.device("meta"):
         vit: Any = timm.create_model(name, num_classes=0)
-    block: Any = vit.blocks[0] if type(vit) is VisionTransformer else None
-    if type(block) is not Block or type(block.mlp) is not Mlp:
+    if not _is_plain(vit):
         return None
+    block = vit.blocks[0]
     return VitSizes(
         width=vit.embed_dim,
         depth=len(vit.blocks),
@@ -51,6 +51,11 @@ def main(path: Path) -> None:
         if sizes is not None
     ]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _is_plain(vit: Any) -> bool:
+    kinds = type(vit), type(vit.blocks[0])
+    return kinds == (VisionTransformer, Block) and type(vit.blocks[0].mlp) is Mlp
 
 
 if __name__ == "__main__":
