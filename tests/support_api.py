@@ -33,7 +33,7 @@ SPEC: dict[str, Any] = {
         "patch_size": 2,
         "predictor": {"width": 16, "depth": 1},
     },
-    "masking": {"min_keep": 4},
+    "masking": {"kind": "multiblock", "min_keep": 4},
     "data": {"train": "digits", "image_size": 16},
     "optim": {"epochs": 1, "batch_size": 64, "warmup_epochs": 0},
 }

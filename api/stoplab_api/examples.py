@@ -17,7 +17,7 @@ RUN: dict[str, Any] = {
         "predictor": {"width": 24, "depth": 2},
         "init": "small",
     },
-    "masking": {"min_keep": 4},
+    "masking": {"kind": "multiblock", "min_keep": 4},
     "data": {"train": "digits", "image_size": 16},
     "optim": {"epochs": 20, "batch_size": 64, "lr": 1e-3},
 }

@@ -50,6 +50,7 @@ class Transport:
 
     def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
         self._url = url.rstrip("/")
+        self._stream_timeout = httpx.Timeout(timeout_s, read=STREAM_TIMEOUT_S)
         self._http = httpx.Client(
             base_url=self._url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -138,7 +139,7 @@ class Transport:
             path,
             params={**_given(params), "follow": "true"},
             headers=headers,
-            timeout=httpx.Timeout(self._http.timeout, read=STREAM_TIMEOUT_S),
+            timeout=self._stream_timeout,
         ) as answer:
             if answer.is_error:
                 answer.read()
