@@ -131,7 +131,8 @@ def _depth(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _mlp_ratio(fc1: Tensor) -> float:
-    return fc1.shape[0] / fc1.shape[1]
+    """The ratio that timm rounds down to the recorded rows."""
+    return (fc1.shape[0] + 0.5) / fc1.shape[1]
 
 
 def _found(
