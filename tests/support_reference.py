@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
     "predictor_width": 12, "predictor_depth": 3, "noise_std": 0.4, "lr": 0.002,
     "weight_decay": 0.1, "ema": 0.8,
 }  # fmt: skip
-BATCH, BLOCKS, CONTEXT, TARGET = 2, 3, 6, 2
+COUNTS = {"images": 2, "blocks": 3, "context": 6, "target": 2}  # not in a recording's config
 
 
 def vit(weights: Weights, prefix: str, norm: str, tokens: Tensor, heads: int) -> Tensor:
@@ -94,7 +94,7 @@ def predict(
 
 def record(path: Path, seed: int = 0, **changes: Any) -> dict[str, Any]:
     """Writes a recording of these sizes; returns its arrays."""
-    config = CONFIG | changes
+    config = CONFIG | COUNTS | changes
     generator = torch.Generator().manual_seed(seed)
     arrays = inputs(config, generator)
     start = {"encoder/": encoder_weights(config, generator)}
@@ -104,20 +104,22 @@ def record(path: Path, seed: int = 0, **changes: Any) -> dict[str, Any]:
     for arm in ("ijepa", "stop"):
         arrays |= {f"{arm}/{k}": v for k, v in train(config, arrays, arm == "stop").items()}
     plain = {name: np.asarray(value) for name, value in arrays.items()}
-    np.savez(path, config=json.dumps(config), **plain)  # type: ignore[arg-type]
+    written = json.dumps({name: config[name] for name in CONFIG})
+    np.savez(path, config=written, **plain)  # type: ignore[arg-type]
     return plain
 
 
 def inputs(config: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
     """Images, masks and noise."""
     side, patches = config["image_size"], (config["image_size"] // config["patch_size"]) ** 2
-    orders = torch.stack([torch.randperm(patches, generator=generator) for _ in range(BATCH)])
-    blocks = [orders[:, CONTEXT + TARGET * i :][:, :TARGET] for i in range(BLOCKS)]
-    shape = (5, BLOCKS, BATCH, TARGET, config["width"])
+    images, blocks, context, target = (config[name] for name in COUNTS)
+    orders = torch.stack([torch.randperm(patches, generator=generator) for _ in range(images)])
+    drawn = [orders[:, context + target * i :][:, :target] for i in range(blocks)]
+    shape = (5, blocks, images, target, config["width"])
     return {
-        "images": torch.randn(BATCH, 3, side, side, generator=generator),
-        "context_index": orders[:, :CONTEXT].sort(dim=1).values,
-        "target_index": torch.stack(blocks).sort(dim=2).values,
+        "images": torch.randn(images, 3, side, side, generator=generator),
+        "context_index": orders[:, :context].sort(dim=1).values,
+        "target_index": torch.stack(drawn).sort(dim=2).values,
         "unit_noise": torch.randn(shape, generator=generator),
     }
 

@@ -50,6 +50,7 @@ def test_command_prints_differences_of_the_official_recording(
         (0, {}),
         (1, {"image_size": 20, "patch_size": 4, "width": 16, "heads": 4, "predictor_width": 8}),
         (2, {"depth": 4, "predictor_depth": 4, "noise_std": 1.5, "lr": 1e-4, "ema": 0.99}),
+        (3, {"images": 5, "blocks": 1, "context": 9, "target": 4, "noise_std": 0}),
     ],
 )
 def test_other_sizes_agree_with_a_second_implementation(
