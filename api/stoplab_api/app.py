@@ -42,6 +42,7 @@ def create_app(
         lifespan=_lifespan(settings, store, runner, reconcile),
         dependencies=[Depends(known_parameters)],
         openapi_url="/openapi.json",
+        docs_url=None,  # their scripts come from elsewhere, and would see tokens
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ class TestSubmit:
         assert again.json()["id"] == first.json()["id"]
         assert other.status_code == 422
         assert other.json()["code"] == "idempotency-key-reused"
+
+    def test_at_the_same_moment_too(self, api: Api) -> None:
+        def submit(_: int) -> str:
+            with api.http() as http:
+                answer = http.post(
+                    "/v1/jobs", json={"spec": SPEC}, headers={"Idempotency-Key": "at-once"}
+                )
+            assert answer.status_code == 202, answer.text
+            return str(answer.json()["id"])
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(submit, range(16)))) == 1
 
     def test_a_key_is_its_owners(self, api: Api) -> None:
         headers = {"Idempotency-Key": "shared"}

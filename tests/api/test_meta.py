@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +16,14 @@ import pytest
 from stoplab_api import auth
 from stoplab_api.answers import ClusterBody, ReadyBody
 from stoplab_platform.errors import StoreUnavailable
+from stoplab_platform.jobs.models import Principal, Role
 from stoplab_platform.jobs.states import State
+from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.runner.base import Launch, Observed, RunnerState
-from support_api import COMPARE, SPEC, Api, eventually, running_api
+from stoplab_platform.service import Jobs
+from stoplab_platform.settings import Settings
+from stoplab_platform.specs import parse_spec
+from support_api import COMPARE, SPEC, Api, eventually, running_api, secret
 
 
 class NoRunner:
@@ -148,3 +158,52 @@ def test_mlflow_answers(tmp_path: Path, api: Api) -> None:
     assert told.status_code == 503
     assert "404" in told.json()["checks"]["mlflow"]["message"]
     assert httpx.URL(api.url).host in told.json()["checks"]["mlflow"]["message"]
+
+
+class TestProcess:
+    def test_it_ends_on_sigterm_with_a_stream_open(self, tmp_path: Path) -> None:
+        job_id = _paused_job(Settings(home=tmp_path))
+        log = tmp_path / "api.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "stoplab_api.app", "--port", "0"],
+                env={**os.environ, "STOPLAB_HOME": str(tmp_path)},
+                stderr=output,
+            )
+        try:
+            line = r"running on (http://127\.0\.0\.1:\d+)"
+            eventually(lambda: re.search(line, log.read_text()) or process.poll() is not None, 60)
+            found = re.search(line, log.read_text())
+            assert found, log.read_text()
+            headers = {"Authorization": f"Bearer {secret('ana')}"}
+            with (
+                httpx.Client(base_url=found[1], headers=headers, trust_env=False) as http,
+                http.stream("GET", f"/v1/jobs/{job_id}/logs?follow=true") as answer,
+            ):
+                blocks = answer.iter_raw()
+                next(blocks)
+                process.send_signal(signal.SIGTERM)
+                list(blocks)
+            assert process.wait(20) == -signal.SIGTERM
+        finally:
+            process.kill()
+            process.wait()
+        text = log.read_text()
+        assert "Application shutdown complete" in text
+        assert "Cancel" not in text, "nothing had to be cut off"
+        assert f"method=GET path=/v1/jobs/{job_id}/logs status=200" in text
+
+
+def _paused_job(settings: Settings) -> str:
+    """A job that waits for nobody, and ana's token, in a home without a server."""
+    store = JobStore(settings.database)
+    store.migrate()
+    store.create_token(
+        "ana", owner="ana", project="default", role=Role.SUBMITTER, secret=secret("ana")
+    )
+    ana = Principal("ana", "default", Role.SUBMITTER)
+    jobs = Jobs(store, settings)
+    job = jobs.submit(ana, parse_spec(SPEC)).job
+    jobs.pause(ana, job.id)
+    store.close()
+    return job.id
