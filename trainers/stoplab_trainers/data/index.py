@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def read_index(path: Path) -> ShardIndex:
             for member in tar:
                 if member.isfile():
                     walk.add(member, file)
+            _check_end(path, file, tar.offset)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path} is no readable tar: {error}") from error
     return walk.result()
@@ -92,7 +94,8 @@ class _Walk:
         elif extension == "cls":
             text = _bytes(file, member, PROBE)
             self._digest.update(text)
-            self._labels[-1] = int(text) if text.strip().isdigit() else UNLABELLED
+            number = re.fullmatch(rb"\s*(\d{1,9})\s*", text)
+            self._labels[-1] = int(number[1]) if number else UNLABELLED
 
     def result(self) -> ShardIndex:
         self._complete()
@@ -121,6 +124,13 @@ class _Walk:
                 f"{self._path}: sample {self._keys[-1]!r} has no image "
                 f"({', '.join(sorted(IMAGES))})"
             )
+
+
+def _check_end(path: Path, file: BinaryIO, offset: int) -> None:
+    """tarfile takes any broken header for the end; the end of a whole tar is a block of zeros."""
+    file.seek(offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"{path} is cut short or broken at byte {offset}")
 
 
 def _bytes(file: BinaryIO, member: tarfile.TarInfo, most: int) -> bytes:

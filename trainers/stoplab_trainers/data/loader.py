@@ -22,6 +22,7 @@ from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.shards import ShardSet
 
 AHEAD = 4  # batches in the making
+PART = 32  # images of a batch that a thread fills without asking again
 KEEP_BYTES = 256 << 20  # of decoded pixels, when the whole set fits
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as every published config
 STD = (0.229, 0.224, 0.225)
@@ -114,7 +115,8 @@ class _Making:
         self._draws = uniforms(row_keys(seed, Stream.AUGMENT, epoch, rows=ids), NUM_UNIFORMS)
         side = data.image_size
         self._batch = Batch(step, ids, torch.empty((len(ids), 3, side, side), dtype=torch.uint8))
-        parts = np.array_split(np.arange(len(ids)), data.loader_threads)
+        num_parts = max(data.loader_threads, len(ids) // PART)
+        parts = np.array_split(np.arange(len(ids)), min(num_parts, len(ids)))
         self._parts: list[Future[None]] = [pool.submit(self._fill, rows) for rows in parts]
 
     def result(self) -> Batch:

@@ -51,11 +51,14 @@ class Plan:
         """Sample ids of the global batch at a step (from 0): [batch_size], all different."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start, stop = position * self._batch_size, (position + 1) * self._batch_size
-        _, ends = self._windows(epoch)
+        ends = self._windows(epoch)[1]
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        parts = [self._order(epoch, int(w)) for w in range(first, last + 1)]
-        before = int(ends[first - 1]) if first else 0
-        return np.concatenate(parts)[start - before : stop - before]
+        parts = []
+        for window in range(int(first), int(last) + 1):
+            before = int(ends[window - 1]) if window else 0
+            order = self._order(epoch, window)
+            parts.append(order[max(0, start - before) : stop - before])
+        return np.concatenate(parts)
 
     def _draw_windows(self, epoch: int) -> tuple[list[Ids], Ids]:
         """The epoch's windows as lists of shards, and where each ends in the epoch's order."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ Part = Literal["train", "val", "test"]
 On = Literal["val", "test"]
 
 
+@runtime_checkable  # the shape checks of the tests look at instances
 class FrozenEncoder(Protocol):
     """What can be judged. Images come normalised, on the encoder's device.
 
@@ -62,8 +62,8 @@ class Bank:
         """Patch features of the first ``images``: [n, patches, d]; None if there are none."""
         if not isinstance(self._encoder, nn.Module):
             return None
-        batches = chain([next(self._split(part).batches(images))])
-        return _run(self._encoder, self._encoder, batches)
+        first = next(self._split(part).batches(images))
+        return _run(self._encoder, self._encoder, torch.split(first, BATCH))
 
     def _split(self, part: Part) -> Split:
         split: Split = getattr(self._splits, part)
@@ -73,7 +73,7 @@ class Bank:
 def _run(
     encoder: FrozenEncoder,
     call: Callable[[Float[Tensor, "b 3 s s"]], Tensor],
-    batches: Iterator[UInt8[Tensor, "b 3 s s"]],
+    batches: Iterable[UInt8[Tensor, "b 3 s s"]],
 ) -> Features:
     device = _device(encoder)
     with _at_rest(encoder):

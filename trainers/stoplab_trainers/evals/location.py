@@ -27,16 +27,17 @@ def location(protocol: LocationEval, bank: Bank, on: On, seed: int) -> Outcome:
     train, val, judged = (bank.patches(part, IMAGES) for part in ("train", "val", on))
     if train is None or val is None or judged is None:
         return Outcome({})
-    scaler = StandardScaler().fit(train.reshape(-1, train.shape[-1]))
+    scaler = StandardScaler().fit(_rows(train))
     fits = [
         Ridge(alpha=strength).fit(scaler.transform(_rows(train)), _places(train))
         for strength in STRENGTHS
     ]
-    best = max(
-        fits, key=lambda fit: r2_score(_places(val), fit.predict(scaler.transform(_rows(val))))
-    )
-    r2 = r2_score(_places(judged), best.predict(scaler.transform(_rows(judged))))
-    return Outcome({"location_r2": float(r2)}, chosen={"alpha": float(best.alpha)})
+    best = max(fits, key=lambda fit: _r2(fit, scaler, val))
+    return Outcome({"location_r2": _r2(best, scaler, judged)}, chosen={"alpha": float(best.alpha)})
+
+
+def _r2(fit: Ridge, scaler: StandardScaler, patches: Features) -> float:
+    return float(r2_score(_places(patches), fit.predict(scaler.transform(_rows(patches)))))
 
 
 def _rows(patches: Features) -> Features:
@@ -46,5 +47,5 @@ def _rows(patches: Features) -> Features:
 def _places(patches: Features) -> NDArray[np.float64]:
     """Row and column of every patch of every image: [images * patches, 2]."""
     side = math.isqrt(patches.shape[1])
-    grid = np.stack(np.divmod(np.arange(side * side), side), axis=1)
-    return np.tile(grid.astype(np.float64), (len(patches), 1))
+    places = np.stack(np.divmod(np.arange(side * side), side), axis=1)
+    return np.tile(places.astype(np.float64), (len(patches), 1))

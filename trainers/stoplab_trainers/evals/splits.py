@@ -65,27 +65,24 @@ class Splits:
     val: Split
     test: Split
 
-    @property
-    def num_classes(self) -> int:
-        """Classes, counted over all splits."""
-        return 1 + max(int(split.labels.max()) for split in (self.train, self.val, self.test))
 
-
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
-    """The splits that ``data`` names. Where it names no validation split, a fixed part of the
-    training split, by the hash of the keys, is set aside and not trained on."""
+    """The splits that ``data`` names, remembered.
+
+    Where it names no validation split, a fixed part of the training split is set aside, by the
+    hash of the keys; no probe is fitted on it.
+    """
     train, test = ShardSet.open(data.train, cache), ShardSet.open(data.test, cache)
-    if data.val is None:
-        val, held_out = train, hash_split(train.keys, data.val_fraction)
-    else:
+    if data.val is not None:
         val = ShardSet.open(data.val, cache)
-        held_out = np.zeros(len(train), dtype=np.bool_)
+        fitted, held_out = np.arange(len(train)), np.arange(len(val))
+    else:
+        val, chosen = train, hash_split(train.keys, data.val_fraction)
+        fitted, held_out = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     return Splits(
-        train=Split(train, np.flatnonzero(~held_out), image_size),
-        val=Split(
-            val, np.flatnonzero(held_out) if val is train else np.arange(len(val)), image_size
-        ),
+        train=Split(train, fitted, image_size),
+        val=Split(val, held_out, image_size),
         test=Split(test, np.arange(len(test)), image_size),
     )
 
