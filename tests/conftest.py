@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,10 +19,29 @@ from jaxtyping import install_import_hook
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 install_import_hook("stoplab_trainers", "beartype.beartype")
 
+GOLDEN = Path(__file__).parent / "golden"
 OUTSIDE = (
     "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH",
     "STOPLAB_API_URL", "STOPLAB_ATTEMPT", "STOPLAB_HOME", "STOPLAB_JOB_ID", "STOPLAB_TOKEN",
 )  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--golden`."""
+    parser.addoption("--golden", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
+    """Compares a value with `tests/golden/NAME.json`; with `--golden` it is written there."""
+
+    def check(name: str, value: Any) -> None:
+        path = GOLDEN / f"{name}.json"
+        if request.config.getoption("--golden"):
+            path.write_text(json.dumps(value, indent=1) + "\n")
+        assert value == json.loads(path.read_text()), "renew it with `make golden`"
+
+    return check
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -20,25 +20,39 @@ class Spec(BaseModel):
     """Base of all specs. The string under a field is its description, in the schema too."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
     def checks(self) -> Iterator[Problem]:
         """Problems that only show across fields; paths are relative to this model."""
         yield from ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, data: Any) -> Any:
+        """Refuse `true` where a number belongs: pydantic would read it as 1."""
+        if not isinstance(data, Mapping):
+            return data
+        problems = [
+            Problem((name,), f"{data[name]} is a truth value; give a number or a text")
+            for name, field in cls.model_fields.items()
+            if isinstance(data.get(name), bool)
+            and bool not in (field.annotation, *get_args(field.annotation))
+        ]
+        return _raise(cls, problems) if problems else data
+
     @model_validator(mode="after")
     def _run_checks(self) -> Self:
         problems = list(self.checks())
-        if problems:
-            raise ValidationError.from_exception_data(
-                type(self).__name__, [_as_error(p) for p in problems]
-            )
-        return self
+        return _raise(type(self), problems) if problems else self
 
     def plain(self, *, defaults: bool = True) -> dict[str, Any]:
         """The spec as JSON types; without the defaulted fields if ``defaults`` is false."""
-        return self.model_dump(mode="json", exclude_defaults=not defaults)
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=not defaults)
 
     def to_yaml(self) -> str:
         """The whole spec as YAML, in the order of the fields."""
@@ -56,6 +70,10 @@ def canonical_digest(value: Any) -> str:
     """The sha256 (hex) of ``value`` as JSON with sorted keys and no white space."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _raise(model: type[Spec], problems: list[Problem]) -> NoReturn:
+    raise ValidationError.from_exception_data(model.__name__, [_as_error(p) for p in problems])
 
 
 def _as_error(problem: Problem) -> InitErrorDetails:

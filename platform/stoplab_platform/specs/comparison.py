@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stoplab_platform.errors import Problem, SpecError
-from stoplab_platform.specs.base import Spec
+from stoplab_platform.specs.base import Spec, canonical_digest
 from stoplab_platform.specs.overrides import applied
 from stoplab_platform.specs.run import Name, RunSpec
 from stoplab_platform.specs.sweep import LimitsSpec
@@ -52,8 +52,14 @@ class ComparisonSpec(Spec):
 
     def arm(self, name: str, seed: int) -> RunSpec:
         """The run of one arm in one block."""
-        changes = {**self.arms[name], "seed": seed, "name": f"{self.name}-{name}-s{seed}"}
+        ending = f"-{name[:60]}-s{seed}"
+        run = f"{self.name[: 120 - len(ending)]}{ending}"
+        changes = {**self.arms[name], "seed": seed, "name": run}
         return applied(self.base, changes, RunSpec)
+
+    def digest(self) -> str:
+        """Identity of the whole spec; the arms' order counts, for the first is the reference."""
+        return canonical_digest([self.plain(defaults=False), list(self.arms)])
 
     def checks(self) -> Iterator[Problem]:
         """Two arms, two different seeds, overrides that fit, a metric that is measured."""
@@ -61,8 +67,8 @@ class ComparisonSpec(Spec):
             yield Problem(("arms",), f"needs two arms or more; got {list(self.arms)}")
         if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
             yield Problem(("seeds",), f"{list(self.seeds)}: give two different seeds or more")
-        if any(seed < 0 for seed in self.seeds):
-            yield Problem(("seeds",), f"{list(self.seeds)}: seeds are not negative")
+        if not all(0 <= seed < 2**31 for seed in self.seeds):
+            yield Problem(("seeds",), f"{list(self.seeds)}: seeds lie in 0 to 2^31 - 1")
         for name, changes in self.arms.items():
             if "seed" in changes:
                 yield Problem(("arms", name, "seed"), "arms share the block's seed; leave it out")

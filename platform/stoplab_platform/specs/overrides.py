@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -83,9 +84,6 @@ def _yaml_value(text: str) -> Any:
     except yaml.YAMLError as error:
         raise SpecError([Problem((), f"{text!r} is not YAML: {error}")]) from error
     # YAML 1.1 reads 1e-3 as a string; people mean a number.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
+        return float(value)
     return value

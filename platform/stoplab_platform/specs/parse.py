@@ -1,7 +1,9 @@
 """From plain data to a spec, with every problem at once.
 
-Pydantic stops checking across fields as soon as one field is wrong. Here each field at fault is
+Pydantic stops checking across fields as soon as one field is wrong. Here each value at fault is
 set aside and the rest is checked again, so that a spec with three mistakes gets three problems.
+What is only found wrong because something was set aside is no problem of the user's: then what
+it hangs on, and last the object around it, is set aside too.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ STAND_INS: dict[str, Any] = {
     "arms": {"a": {}, "b": {}}, "space": {"seed": {"grid": [0]}},
     "checkpoint": {"path": "x"},
 }  # fmt: skip
-ROUNDS = 6
+ROUNDS = 12
+MISSING = "required, and not given"
+TEXTS = "tuple[str, ...]"  # pydantic's name for the second member of `Urls`
 
 S = TypeVar("S", bound=Spec)
 
@@ -32,27 +36,35 @@ def parse(model: type[S], data: Any) -> S:
     """Validate ``data`` as ``model``; SpecError holds every problem, each with its path."""
     work = deepcopy(data)
     found: dict[tuple[Path, str], Problem] = {}
-    aside: list[Path] = []
+    aside: set[Path] = set()
     for _ in range(ROUNDS):
         try:
             spec = model.model_validate(work)
         except ValidationError as error:
-            fresh = [p for p in _problems(error, work) if not _touches(p, aside)]
-            if not fresh:
-                break
-            for problem in fresh:
-                found.setdefault((problem.path, problem.message), problem)
-                aside.append(problem.path)
-                _set_aside(work, problem.path)
+            problems = list(_problems(error, work))
         else:
             if not found:
                 return spec
             break
+        hung_on = aside.union(*(problem.involves for problem in found.values()))
+        fresh = [p for p in problems if not _touches(p, hung_on)]
+        found.update({(p.path, p.message): p for p in fresh})
+        doubtful = {path for p in fresh for path in _blamed(p)}
+        if not fresh:
+            doubtful = {path for p in problems for path in _next_to_blame(p, aside)}
+        if not doubtful:
+            break
+        for path in sorted(doubtful, key=len, reverse=True):
+            _set_aside(work, path)
+        aside |= doubtful
     raise SpecError(list(found.values()))
 
 
 def _problems(error: ValidationError, data: Any) -> Iterator[Problem]:
     for detail in error.errors(include_url=False):
+        last = detail["loc"][-1] if detail["loc"] else None
+        if last == TEXTS or (last == "str" and isinstance(detail["input"], list | tuple)):
+            continue  # the other member of the union says it
         context = detail.get("ctx", {})
         path = _without_tags(detail["loc"], data)
         if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -64,12 +76,16 @@ def _problems(error: ValidationError, data: Any) -> Iterator[Problem]:
 
 
 def _sentence(detail: ErrorDetails) -> str:
-    if detail["type"] == "extra_forbidden":
-        return "unknown field"
-    if detail["type"] == "missing":
-        return "required, and not given"
-    if detail["type"] == "cross_field":
-        return detail["msg"]
+    match detail["type"]:
+        case "extra_forbidden":
+            return "unknown field"
+        case "missing" | "union_tag_not_found":
+            return MISSING
+        case "union_tag_invalid":
+            context = detail.get("ctx", {})
+            return f"{context['tag']!r} is none of {context['expected_tags']}"
+        case "cross_field":
+            return detail["msg"]
     message = detail["msg"].removeprefix("Value error, ")
     value = repr(detail["input"])
     return message if value in message else f"{value}: {message}"
@@ -79,11 +95,11 @@ def _without_tags(loc: tuple[str | int, ...], data: Any) -> Path:
     """The location without the names of union members that pydantic puts into it."""
     path: list[str | int] = []
     node = data
-    for part in loc:
-        inside = isinstance(node, Mapping) and part in node
-        if isinstance(node, Mapping) and not inside and part == node.get("kind"):
-            continue
-        if part in ("str", "tuple[str, ...]"):
+    for position, part in enumerate(loc):
+        inside = not isinstance(node, Mapping) or part in node
+        # A field that is not there can only be the last part.
+        tag = part == _step(node, "kind") or position < len(loc) - 1
+        if part in ("str", TEXTS) or (not inside and tag):
             continue
         path.append(part)
         node = _step(node, part)
@@ -98,7 +114,7 @@ def _step(node: Any, part: str | int) -> Any:
     return {}
 
 
-def _touches(problem: Problem, aside: list[Path]) -> bool:
+def _touches(problem: Problem, aside: set[Path]) -> bool:
     return any(
         path[: len(other)] == other or other[: len(path)] == path
         for path in (problem.path, *problem.involves)
@@ -106,18 +122,41 @@ def _touches(problem: Problem, aside: list[Path]) -> bool:
     )
 
 
-def _set_aside(data: Any, path: Path) -> None:
-    """Take the value at ``path`` out, or put a stand-in where a required one is missing."""
-    if not path:
+def _blamed(problem: Problem) -> Iterator[Path]:
+    """The value at fault; of a list's item the list, so that no other item changes its place."""
+    path = problem.path
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    if path:
+        yield path
+
+
+def _next_to_blame(problem: Problem, aside: set[Path]) -> Iterator[Path]:
+    """What else may go: the value itself, what it hangs on, the object around it."""
+    if problem.message == MISSING and problem.path[-1] in STAND_INS:
+        yield problem.path
         return
+    for path in (problem.path, *problem.involves, *_around(problem.path)):
+        if path and path not in aside:
+            yield path
+            return
+
+
+def _around(path: Path) -> Iterator[Path]:
+    for length in range(len(path) - 1, 0, -1):
+        if not isinstance(path[length - 1], int):
+            yield path[:length]
+
+
+def _set_aside(data: Any, path: Path) -> None:
+    """Take the value at ``path`` out; a stand-in comes where a required one is missing."""
     node = data
     for part in path[:-1]:
         node = _step(node, part)
+    if not isinstance(node, dict):
+        return
     last = path[-1]
-    if isinstance(node, dict):
-        if last in STAND_INS:
-            node[last] = deepcopy(STAND_INS[str(last)])
-        else:
-            node.pop(last, None)
-    elif isinstance(node, list) and isinstance(last, int) and last < len(node):
-        node.pop(last)
+    if last in node:
+        del node[last]
+    elif last in STAND_INS:
+        node[last] = deepcopy(STAND_INS[str(last)])

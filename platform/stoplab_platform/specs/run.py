@@ -143,15 +143,17 @@ class RunSpec(Spec):
         if len(set(names)) != len(names):
             yield Problem(("evals",), "each protocol may appear once")
         patch = self.model.sizes().patch_size
+        sets_patch = ("model", "patch_size" if self.model.patch_size else "encoder")
         if self.data.image_size % patch or self.data.image_size < 2 * patch:
             yield Problem(
                 ("data", "image_size"),
                 f"{self.data.image_size} must be a multiple of the patch size ({patch}), "
                 "two patches or more",
-                (("model", "patch_size"), ("model", "encoder")),
+                (sets_patch,),
             )
+        if self.grid < 2:
             return
-        decided_by = (("masking",), ("data", "image_size"), ("model",))
+        decided_by = (("masking",), ("data", "image_size"), sets_patch)
         for path, message in infeasible(self.masking, self.grid):
             yield Problem(("masking", *path), message, decided_by)
 

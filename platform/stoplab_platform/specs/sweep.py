@@ -179,6 +179,6 @@ class SweepSpec(Spec):
                 # as infeasible; a value its own field refuses is a mistake in the spec.
                 for problem in error.problems:
                     if problem.dotted == path and not problem.involves:
-                        yield Problem(at, f"{value!r}: {problem.message}")
+                        yield Problem(at, problem.message)
                     elif path.startswith(problem.dotted) and not problem.involves:
                         yield Problem(at, f"{path}: {problem.message}")
