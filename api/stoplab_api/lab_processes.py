@@ -7,10 +7,11 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -37,13 +38,9 @@ class Started:
 
     pid: int
     create_time: float
-    popen: subprocess.Popen[bytes] | None = field(default=None, compare=False, repr=False)
-    """Where this very process started it."""
 
     def process(self) -> psutil.Process | None:
         """The living process; None when it has ended."""
-        if self.popen is not None and self.popen.poll() is not None:
-            return None
         with suppress(psutil.Error):
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.create_time) < SAME_S
@@ -67,7 +64,10 @@ def start(
             cwd=folder,
             env={**env, MARK: mark},
         )
-    return Started(process.pid, psutil.Process(process.pid).create_time(), process)
+    started = Started(process.pid, psutil.Process(process.pid).create_time())
+    # It may end while we are still here, and its number must not stay taken by a zombie.
+    threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
+    return started
 
 
 def end(roots: Iterable[Started], marks: Collection[str], grace_s: float) -> None:
@@ -83,9 +83,6 @@ def end(roots: Iterable[Started], marks: Collection[str], grace_s: float) -> Non
         _send(found, signal.SIGTERM)
         _send(_left(found, grace_s), signal.SIGKILL)
         _left(found, KILLED_S)
-    for root in roots:
-        if root.popen is not None:
-            root.popen.poll()
 
 
 def free_port(wanted: int | None = None, preferred: int | None = None) -> int:

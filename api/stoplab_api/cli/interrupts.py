@@ -10,10 +10,12 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While the block lasts, a request to end raises KeyboardInterrupt in it."""
-    before = {
-        number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
+    """While the block lasts, a request to end raises KeyboardInterrupt in it.
+
+    What was ignored stays so: `nohup` wants to outlive its terminal.
+    """
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in heard}
     try:
         yield
     finally:
