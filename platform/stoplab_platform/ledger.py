@@ -57,7 +57,7 @@ class Cell(BaseModel):
     started_at: datetime | None = None
     """First start."""
     finished_at: datetime | None = None
-    """End."""
+    """End; null while it runs again."""
 
 
 class Ledger:
@@ -88,11 +88,13 @@ class Ledger:
         """Replace fields of one cell; start and end are stamped by its state."""
         cell = self.get(cell_id)
         stamps: dict[str, Any] = {}
-        state = changes.get("state", cell.state)
-        if state == CellState.RUNNING and cell.started_at is None:
-            stamps["started_at"] = datetime.now(UTC)
-        if state not in (CellState.PENDING, CellState.RUNNING) and cell.finished_at is None:
-            stamps["finished_at"] = datetime.now(UTC)
+        match changes.get("state"):
+            case CellState.RUNNING:
+                stamps = {"started_at": cell.started_at or datetime.now(UTC), "finished_at": None}
+            case CellState.PENDING:
+                stamps = {"finished_at": None}
+            case str():
+                stamps = {"finished_at": datetime.now(UTC)}
         fresh = Cell.model_validate({**cell.model_dump(), **stamps, **changes})
         self._write(fresh)
         return fresh

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stoplab_platform.errors import SettingsError
@@ -46,6 +47,13 @@ class Settings(BaseSettings):
     ray_auth_token_path: Path | None = Field(default=None, validation_alias="RAY_AUTH_TOKEN_PATH")
     """File of Ray's token."""
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            # Its own text shows what was given, and a token may be among it.
+            raise SettingsError("; ".join(map(_sentence, error.errors()))) from None
+
     @model_validator(mode="after")
     def _absolute_home(self) -> Self:
         if not self.home.is_absolute():
@@ -79,3 +87,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The store's SQLAlchemy URL."""
         return self.database_url or f"sqlite:///{self.folders.database}"
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    return f"{f'STOPLAB_{name.upper()}' if name.islower() else name}: {message}"
