@@ -72,7 +72,7 @@ def difference(
     assert np.isfinite([a, b]).all(), "missing values were left out"
     deltas = np.round(b - a, DIGITS)
     n = len(deltas)
-    mean = float(deltas.mean()) if n else None
+    mean = round(float(deltas.mean()), DIGITS) + 0.0 if n else None  # + 0.0: no -0
     sd = spread(deltas)
     interval = t_interval(deltas, 1 - alpha)
     return Difference(

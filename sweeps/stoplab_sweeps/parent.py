@@ -16,6 +16,7 @@ from stoplab_sweeps.cells import StudySpec
 log = logging.getLogger("stoplab")
 
 PARENT = "parent"  # its `stoplab.cell`, and its folder among the runs
+CLOSE_S = 10.0  # to send the rest; a supervisor goes on with what is left
 
 
 class Parent:
@@ -45,7 +46,7 @@ class Parent:
             tracker.artifact(path)
         if status is not None:
             tracker.finish(status)
-        tracker.close()
+        tracker.close(CLOSE_S)
         if status is not None:
             self._end_the_rest(status)
 

@@ -49,7 +49,8 @@ def run_at(spec: SweepSpec, point: Mapping[str, Any], *, seed: int, name: str) -
         run = applied(spec.base, {**changes, "name": name, "seed": seed}, RunSpec)
     except SpecError as error:
         if all(problem.path[0] == "masking" for problem in error.problems if problem.path):
-            raise Infeasible("; ".join(p.message for p in error.problems)) from error
+            reasons = (f"{p.dotted}: {p.message}" for p in error.problems)
+            raise Infeasible("; ".join(reasons)) from error
         raise SpecError(
             [
                 Problem(("space",), f"{label(point)}: {p.dotted}: {p.message}")

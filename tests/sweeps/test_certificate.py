@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stoplab_platform.ledger import Cell
+from stoplab_platform.specs import RunSpec, override, parse
+from stoplab_sweeps.certificate import baseline, certify
+from support_runs import TINY
+from support_studies import certificate, comparison, finished
+
+
+def block(seed: int, **second: str) -> list[Cell]:
+    """Both arms of a seed; the stochastic one's hashes may be replaced."""
+    changed = {**certificate(seed), **second}
+    return [
+        finished("deterministic", seed, 0.5),
+        finished("stochastic", seed, 0.5, certificate=changed),
+    ]
+
+
+def test_equal_hashes_in_every_block_pass() -> None:
+    found = certify(comparison(), {0: block(0), 1: block(1)})
+    assert found["passed"]
+    assert found["pairing"] == "paired"
+    assert found["blocks_checked"] == 2
+    assert set(found["streams"].values()) == {"equal"}
+    assert {"init", "samples", "crops", "masks"} <= set(found["streams"])
+
+
+@pytest.mark.parametrize("stream", ["init", "samples", "crops", "masks"])
+def test_a_stream_that_no_override_touches_breaks_the_pairing(stream: str) -> None:
+    found = certify(comparison(), {0: block(0), 1: block(1, **{stream: "other"})})
+    assert not found["passed"]
+    assert found["streams"][stream] == "broken"
+    (reason,) = found["reasons"]
+    assert "seed 1" in reason
+    assert stream in reason
+
+
+def test_arms_that_change_the_masks_share_their_seed_only() -> None:
+    spec = comparison(arms={"some": {}, "more": {"masking.target.count": 4}})
+    cells = [
+        finished("some", 0, 0.5),
+        finished("more", 0, 0.5, certificate={**certificate(0), "masks": "other"}),
+    ]
+    found = certify(spec, {0: cells})
+    assert found["passed"]
+    assert found["pairing"] == "seed-paired"
+    assert found["streams"]["masks"] == "seed-paired"
+    assert found["streams"]["init"] == "equal"
+    cells[1] = cells[1].model_copy(update={"certificate": certificate(9)})
+    assert not certify(spec, {0: cells})["passed"]
+
+
+@pytest.mark.parametrize(
+    ("override", "streams"),
+    [
+        ({"positions.covariance": "untied"}, {"init"}),
+        ({"positions.kind": "deterministic", "positions.parametrization": "official"}, set()),
+        ({"optim.lr": 0.01}, set()),
+        ({"data.hflip": True}, {"crops"}),
+        ({"optim.batch_size": 32}, {"samples", "crops", "masks"}),
+        ({"compute.threads": 2}, {"threads"}),
+    ],
+)
+def test_what_an_override_touches(override: dict[str, Any], streams: set[str]) -> None:
+    spec = comparison(arms={"a": {}, "b": override})
+    facts = {"precision": "fp32", "threads": "1", "device": "cpu", "data": "x"}
+    cells = [finished(arm, 0, 0.5, certificate={**certificate(0), **facts}) for arm in ("a", "b")]
+    found = certify(spec, {0: cells})["streams"]
+    assert {name for name, state in found.items() if state == "seed-paired"} == streams
+
+
+def test_another_precision_in_one_block_breaks_the_pairing() -> None:
+    cells = block(0, precision="bf16")
+    cells[0] = cells[0].model_copy(
+        update={"certificate": {**cells[0].certificate, "precision": "fp32"}}
+    )
+    found = certify(comparison(), {0: cells})
+    assert not found["passed"]
+    assert "precision" in found["reasons"][0]
+
+
+def test_a_run_without_a_record_proves_nothing() -> None:
+    cells = block(0)
+    cells[1] = cells[1].model_copy(update={"certificate": {}})
+    found = certify(comparison(), {0: cells})
+    assert not found["passed"]
+    assert "stochastic left no record" in found["reasons"][0]
+
+
+def test_no_complete_block_is_no_proof() -> None:
+    assert not certify(comparison(), {})["passed"]
+
+
+@pytest.mark.parametrize(
+    ("positions", "name"),
+    [
+        ({"kind": "deterministic"}, "ijepa"),
+        ({"kind": "stochastic", "noise_std": 0}, "ijepa"),
+        ({"kind": "stochastic", "noise_std": 0, "parametrization": "official"}, "stop_sigma0"),
+        ({"kind": "deterministic", "parametrization": "official"}, "official_off"),
+        ({"kind": "stochastic", "noise_std": 0.25}, None),
+        ({"kind": "stochastic", "noise_std": 0.25, "parametrization": "official"}, None),
+    ],
+)
+def test_named_baselines(positions: dict[str, Any], name: str | None) -> None:
+    assert baseline(parse(RunSpec, override(TINY, {"positions": positions}))) == name

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from stoplab_platform.ledger import CellState
+from stoplab_sweeps.compare import compare, result, sentence
+from stoplab_sweeps.paired import difference, holm
+from support_studies import certificate, comparison, finished
+
+KEYS = {
+    "metric", "arms", "reference", "delta", "ci95", "min_effect", "verdict", "n_blocks", "blocks",
+    "p_t", "p_sign_flip", "p_wilcoxon", "d_z", "prob_superior", "ci95_bca", "ci95_unpaired",
+    "tost_p", "more_seeds_for_80_power", "certificate", "baseline",
+}  # fmt: skip
+VALUES = {0: (0.50, 0.54), 1: (0.52, 0.57), 2: (0.48, 0.53)}
+
+
+def cells(values: dict[int, tuple[float, float]] | None = None) -> list[Any]:
+    return [
+        finished(arm, seed, value)
+        for seed, pair in (values or VALUES).items()
+        for arm, value in zip(("deterministic", "stochastic"), pair, strict=True)
+    ]
+
+
+def judge(table: dict[int, dict[str, float | None]], *arms: str) -> dict[str, Any]:
+    return compare(table, arms, metric="m", min_effect=0.005)
+
+
+def test_the_schema_is_whole_and_json() -> None:
+    judged = result(comparison(), cells())
+    assert set(judged) >= KEYS
+    json.dumps(judged, allow_nan=False)
+    assert (judged["metric"], judged["reference"], judged["other"]) == (
+        "test/knn_top1", "deterministic", "stochastic",
+    )  # fmt: skip
+    assert judged["arms"]["deterministic"] == {
+        "mean": pytest.approx(0.5), "std": pytest.approx(0.02), "n": 3,
+    }  # fmt: skip
+    assert (judged["verdict"], judged["n_blocks"], judged["complete"]) == ("better", 3, True)
+    assert judged["baseline"] == "ijepa"
+    assert judged["context"]["pixels/knn_top1"]["mean"] == pytest.approx(0.9)
+
+
+def test_blocks_hold_values_differences_and_runs() -> None:
+    block = result(comparison(), cells())["blocks"][1]
+    assert block == {
+        "seed": 1,
+        "values": {"deterministic": 0.52, "stochastic": 0.57},
+        "delta": pytest.approx(0.05),
+        "deltas": {"stochastic": pytest.approx(0.05)},
+        "run_ids": {"deterministic": "run-deterministic-1", "stochastic": "run-stochastic-1"},
+    }
+
+
+def test_the_difference_is_other_minus_reference() -> None:
+    swapped = comparison(
+        arms={"stochastic": {}, "deterministic": {"positions.kind": "deterministic"}}
+    )
+    judged = result(swapped, cells())
+    assert judged["delta"] == pytest.approx(-0.14 / 3)
+    assert judged["verdict"] == "worse"
+    assert judged["baseline"] is None
+
+
+def test_half_blocks_are_shown_and_left_out() -> None:
+    half = cells()[:-1]
+    judged = result(comparison(), half)
+    assert judged["n_blocks"] == 2
+    assert not judged["complete"]
+    assert judged["blocks"][2]["values"] == {"deterministic": 0.48, "stochastic": None}
+    assert judged["blocks"][2]["delta"] is None
+    assert judged["blocks"][2]["run_ids"]["stochastic"] is None
+    assert judged["arms"]["deterministic"]["mean"] == pytest.approx(0.51)
+    means = judged["arms"]["stochastic"]["mean"] - judged["arms"]["deterministic"]["mean"]
+    assert judged["delta"] == pytest.approx(means)
+
+
+def test_a_failed_run_is_a_missing_value() -> None:
+    failed = [*cells()[:-1], cells()[-1].model_copy(update={"state": CellState.FAILED})]
+    assert result(comparison(), failed)["n_blocks"] == 2
+
+
+def test_nan_is_missing() -> None:
+    judged = judge({0: {"a": 0.1, "b": math.nan}, 1: {"a": 0.1, "b": 0.2}, 2: {"b": 0.3}}, "a", "b")
+    assert judged["n_blocks"] == 1
+    assert judged["verdict"] == "inconclusive"
+    json.dumps(judged, allow_nan=False)
+
+
+def test_no_block_at_all() -> None:
+    judged = result(comparison(), [])
+    assert (judged["n_blocks"], judged["delta"], judged["verdict"]) == (0, None, "inconclusive")
+    assert judged["arms"]["deterministic"] == {"mean": None, "std": None, "n": 0}
+    assert "two or more are needed" in judged["sentence"]
+    json.dumps(judged, allow_nan=False)
+
+
+def test_several_arms_are_each_held_against_the_reference() -> None:
+    table: dict[int, dict[str, float | None]] = {
+        0: {"a": 0.50, "b": 0.54, "c": 0.51},
+        1: {"a": 0.52, "b": 0.57, "c": 0.51},
+        2: {"a": 0.48, "b": 0.53, "c": None},
+        3: {"a": 0.49, "b": 0.52, "c": 0.50},
+    }
+    judged = judge(table, "a", "b", "c")
+    assert list(judged["comparisons"]) == ["b", "c"]
+    assert judged["delta"] == judged["comparisons"]["b"]["delta"]
+    one = difference([0.50, 0.52, 0.49], [0.51, 0.51, 0.50], min_effect=0.005)
+    assert judged["comparisons"]["c"]["n_blocks"] == 3
+    assert judged["comparisons"]["c"]["p_t"] == one.p_t
+    adjusted = holm([judged["comparisons"][arm]["p_t"] for arm in "bc"])
+    assert [judged["comparisons"][arm]["p_holm"] for arm in "bc"] == adjusted
+    assert judged["blocks"][2]["deltas"] == {"b": pytest.approx(0.05), "c": None}
+    assert judged["arms"]["a"]["n"] == 4
+
+
+def test_a_broken_pairing_refuses_the_verdict() -> None:
+    broken = cells()
+    broken[3] = broken[3].model_copy(update={"certificate": certificate("another seed")})
+    judged = result(comparison(), broken)
+    assert judged["verdict"] == "refused"
+    assert judged["comparisons"]["stochastic"]["verdict"] == "refused"
+    assert not judged["certificate"]["passed"]
+    assert judged["sentence"].startswith("no verdict, the pairing is broken: seed 1")
+
+
+@pytest.mark.parametrize(
+    ("gaps", "words"),
+    [
+        ((0.04, 0.05, 0.045), "b is better than a: m +0.0450, 95 % interval"),
+        ((-0.04, -0.05, -0.045), "b is worse than a"),
+        ((0.001, -0.001, 0.0), "b and a are equivalent within 0.005"),
+        ((0.04, -0.05, 0.01), "inconclusive: m +0.0000"),
+    ],
+)
+def test_the_sentence_says_the_verdict(gaps: tuple[float, ...], words: str) -> None:
+    judged = judge({i: {"a": 0.5, "b": 0.5 + gap} for i, gap in enumerate(gaps)}, "a", "b")
+    text = sentence(judged)
+    assert text.startswith(words)
+    if judged["verdict"] == "inconclusive":
+        more = judged["more_seeds_for_80_power"]
+        assert text.endswith(f"about {more} more seeds for 80 % power")

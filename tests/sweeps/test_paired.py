@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import ttost_paired
+
+from stoplab_sweeps.paired import difference, holm, more_blocks, verdict
+
+CLOSE = 1e-9
+
+
+def draws(n: int, gap: float, seed: int = 0) -> tuple[list[float], list[float]]:
+    generator = np.random.default_rng(seed)
+    block = generator.normal(0.7, 0.05, n)
+    other = block + gap + generator.normal(0, 0.01, n)
+    return block.tolist(), other.tolist()
+
+
+@pytest.mark.parametrize(("n", "gap"), [(2, 0.01), (5, 0.02), (12, -0.004), (30, 0.0)])
+def test_numbers_are_those_of_scipy_and_statsmodels(n: int, gap: float) -> None:
+    a, b = draws(n, gap)
+    found = difference(a, b, min_effect=0.005)
+    paired = stats.ttest_rel(b, a)
+    deltas = np.subtract(b, a)
+
+    assert found.delta == pytest.approx(deltas.mean(), abs=CLOSE)
+    assert found.ci95 == pytest.approx(tuple(paired.confidence_interval(0.95)), abs=CLOSE)
+    assert found.p_t == pytest.approx(paired.pvalue, abs=CLOSE)
+    assert found.p_wilcoxon == pytest.approx(stats.wilcoxon(deltas).pvalue, abs=CLOSE)
+    assert found.d_z == pytest.approx(deltas.mean() / deltas.std(ddof=1), abs=CLOSE)
+    welch = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    assert found.ci95_unpaired == pytest.approx(tuple(welch), abs=CLOSE)
+    assert found.tost_p == pytest.approx(
+        ttost_paired(np.array(b), np.array(a), -0.005, 0.005)[0], abs=CLOSE
+    )
+    assert found.prob_superior == pytest.approx((deltas > 0).mean(), abs=CLOSE)
+
+
+@pytest.mark.parametrize("n", [2, 5, 12])
+def test_sign_flips_are_exact_for_few_blocks(n: int) -> None:
+    a, b = draws(n, 0.004, seed=n)
+    deltas = np.subtract(b, a)
+    signs = np.array(list(itertools.product((1, -1), repeat=n)))
+    means = np.abs((signs * deltas).mean(axis=1))
+    by_hand = (means >= abs(deltas.mean()) - 1e-12).mean()
+    found = difference(a, b, min_effect=0.005).p_sign_flip
+    assert found == pytest.approx(by_hand, abs=CLOSE)
+
+
+def test_sign_flips_are_sampled_beyond_and_repeat() -> None:
+    a, b = draws(25, 0.004)
+    first, second = (difference(a, b, min_effect=0.005).p_sign_flip for _ in range(2))
+    assert first == second
+    assert first is not None
+    t = stats.ttest_rel(b, a).pvalue
+    assert first == pytest.approx(t, abs=0.02)
+
+
+def test_bca_needs_ten_blocks_and_agrees_with_scipy() -> None:
+    assert difference(*draws(9, 0.01), min_effect=0.005).ci95_bca is None
+    a, b = draws(10, 0.01)
+    found = difference(a, b, min_effect=0.005).ci95_bca
+    deltas = np.round(np.subtract(b, a), 12)
+    theirs = stats.bootstrap((deltas,), np.mean, rng=np.random.default_rng(0)).confidence_interval
+    assert found == pytest.approx(tuple(theirs), abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        ((0.001, 0.03), "better"),
+        ((-0.03, -0.001), "worse"),
+        ((-0.004, 0.005), "equivalent"),
+        ((0.0, 0.004), "equivalent"),
+        ((-0.004, 0.006), "inconclusive"),
+        ((0.001, 0.002), "better"),
+        (None, "inconclusive"),
+    ],
+)
+def test_the_interval_and_min_effect_alone_decide(
+    interval: tuple[float, float] | None, word: str
+) -> None:
+    assert verdict(interval, 0.005) == word
+
+
+def test_alpha_decides_and_ci95_stays_95() -> None:
+    a, b = [0.70, 0.71, 0.72, 0.69], [0.72, 0.722, 0.71, 0.73]
+    strict = difference(a, b, min_effect=0.001, alpha=0.01)
+    loose = difference(a, b, min_effect=0.001, alpha=0.4)
+    assert strict.ci95 == loose.ci95
+    assert (strict.verdict, loose.verdict) == ("inconclusive", "better")
+    assert loose.ci_alpha == pytest.approx(
+        tuple(stats.ttest_rel(b, a).confidence_interval(0.6)), abs=CLOSE
+    )
+
+
+def test_equal_arms_are_equivalent() -> None:
+    found = difference([0.7, 0.71, 0.72], [0.7, 0.71, 0.72], min_effect=0.005)
+    assert (found.delta, found.ci95, found.verdict) == (0, (0, 0), "equivalent")
+    assert (found.p_t, found.p_sign_flip, found.p_wilcoxon, found.tost_p) == (1, 1, 1, 0)
+    assert found.d_z is None
+    assert found.prob_superior == 0.5
+
+
+def test_equal_differences_make_a_point_of_the_interval() -> None:
+    found = difference([0.7, 0.71, 0.72], [0.71, 0.72, 0.73], min_effect=0.005)
+    assert found.ci95 == pytest.approx((0.01, 0.01))
+    assert (found.verdict, found.p_t, found.d_z, found.tost_p) == ("better", 0, None, 1)
+    assert found.p_sign_flip == 0.25  # the test without a bell curve stays modest
+    assert found.more_seeds_for_80_power == 0
+
+
+def test_float_noise_ranks_nothing() -> None:
+    a, b = [0.1, 0.3, 0.7, 0.5], [0.2, 0.4, 0.6, 0.6]
+    assert len(set(np.subtract(b, a).tolist())) > 2
+    exact = stats.wilcoxon([0.1, 0.1, -0.1, 0.1]).pvalue
+    assert difference(a, b, min_effect=0.005).p_wilcoxon == exact
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_blocks_give_no_interval(n: int) -> None:
+    found = difference([0.7] * n, [0.8] * n, min_effect=0.005)
+    assert found.n_blocks == n
+    assert found.verdict == "inconclusive"
+    nothing = (found.ci95, found.p_t, found.p_sign_flip, found.p_wilcoxon, found.ci95_unpaired)
+    assert nothing == (None,) * 5
+    assert found.more_seeds_for_80_power is None
+
+
+def test_missing_values_are_the_callers_matter() -> None:
+    with pytest.raises(AssertionError):
+        difference([0.7, math.nan], [0.7, 0.8], min_effect=0.005)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_more_seeds_are_the_fewest_with_80_percent_power(seed: int) -> None:
+    a, b = draws(4, 0.004, seed)
+    deltas = np.subtract(b, a)
+    more = more_blocks(deltas, min_effect=0.005, alpha=0.05)
+    assert more is not None
+    size = max(abs(deltas.mean()), 0.005) / deltas.std(ddof=1)
+    power = TTestPower()
+    assert power.power(size, 4 + more, 0.05) >= 0.8
+    if more:
+        assert power.power(size, 4 + more - 1, 0.05) < 0.8
+
+
+def test_more_seeds_without_anything_to_find() -> None:
+    deltas = np.array([0.01, -0.01])
+    assert more_blocks(deltas, min_effect=0, alpha=0.05) is None
+    assert more_blocks(np.array([1.0, -1.0]), min_effect=1e-9, alpha=0.05) is None
+
+
+def test_holm_leaves_out_what_has_no_p() -> None:
+    mine = holm([0.01, None, 0.04, 0.03])
+    theirs = multipletests([0.01, 0.04, 0.03], method="holm")[1]
+    assert mine == [theirs[0], None, theirs[1], theirs[2]]
+    assert holm([None]) == [None]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 540), min_size=2, max_size=6),
+    st.lists(st.integers(0, 540), min_size=6, max_size=6),
+)
+def test_json_never_holds_nan(a: list[int], b: list[int]) -> None:
+    found = difference([x / 540 for x in a], [x / 540 for x in b[: len(a)]], min_effect=0.005)
+    json.dumps(vars(found), allow_nan=False)
+    assert found.ci95 is not None
+    assert found.delta is not None
+    assert found.ci95[0] <= found.delta <= found.ci95[1]
