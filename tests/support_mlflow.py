@@ -1,4 +1,4 @@
-"""A real MLflow server, for tests that take it away and bring it back."""
+"""A real MLflow server, to be taken away and brought back, and looks into a store."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, drain
 
 START_S = 120.0
+IDENTITY = RunIdentity(
+    job_id="j_1", kind="pretrain", name="first", experiment="tests", arm="stochastic",
+    pair_id="s0", tags={"team": "vision"}, spec_digest="aa", run_digest="bb",
+)  # fmt: skip
+PARAMS = {"seed": 3, "positions": {"kind": "stochastic", "noise_std": 0.25}}
 
 
 class MlflowServer:
@@ -76,6 +85,31 @@ def start_a_run(number: int, uri: str, root: str) -> None:
         tracker.metrics(step, {"train/loss": float(step)})
     tracker.close()
     assert drain(RunFolder(Path(root) / str(number)), uri, timeout_s=60)
+
+
+def runs(store: MlflowClient, job_id: str = "j_1") -> list[Run]:
+    """The runs of a job, in any experiment."""
+    experiments = [e.experiment_id for e in store.search_experiments()]
+    return list(store.search_runs(experiments, f"tags.`stoplab.job_id` = '{job_id}'"))
+
+
+def only_run(store: MlflowClient) -> Run:
+    """The one run of the job `j_1`."""
+    (run,) = runs(store)
+    return run
+
+
+def points(store: MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
+    """A metric as (step, value), by step."""
+    return sorted((m.step, m.value) for m in store.get_metric_history(run_id, name))
+
+
+def eventually(condition: Callable[[], object], within_s: float = 60.0) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -70,6 +70,6 @@ def test_what_the_supervisor_sets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_fit_is_named_and_no_value_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOPLAB_TOKEN", "hush")
     monkeypatch.setenv("STOPLAB_CAPACITY_CPUS", "many")
-    with pytest.raises(SettingsError, match="STOPLAB_CAPACITY_CPUS: .*valid number") as refused:
+    with pytest.raises(SettingsError, match=r"STOPLAB_CAPACITY_CPUS: .*valid number") as refused:
         Settings()
     assert "hush" not in str(refused.value)
