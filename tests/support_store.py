@@ -94,11 +94,10 @@ def new_job(of: AnySpec | None = None, **changes: Any) -> NewJob:
     return NewJob(**{**fields, **changes})
 
 
-def lab_settings(home: Path, **changes: Any) -> Settings:
+def lab_settings(home: Path, tracking_uri: str | None = None, **changes: Any) -> Settings:
     """Settings of a lab in ``home`` that looks often; nothing comes from the environment."""
-    return Settings(
-        home=home, reconcile_period_s=0.05, MLFLOW_TRACKING_URI=None, RAY_ADDRESS=None, **changes
-    )
+    outside = {"MLFLOW_TRACKING_URI": tracking_uri, "RAY_ADDRESS": None}
+    return Settings(home=home, reconcile_period_s=0.05, **outside, **changes)
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
