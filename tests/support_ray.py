@@ -26,7 +26,12 @@ class RayHead:
 
     dashboard: str
     token_path: Path
-    processes: tuple[psutil.Process, ...]
+    process: psutil.Process
+
+    def part(self, name: str) -> psutil.Process:
+        """The head's process of this name, such as `raylet`."""
+        (found,) = [p for p in self.process.children(recursive=True) if p.name() == name]
+        return found
 
 
 @contextmanager
@@ -52,15 +57,13 @@ def ray_head(num_cpus: int = 2) -> Iterator[RayHead]:
         head = subprocess.Popen(
             list(map(str, command)), env=env, stdout=log, stderr=log, start_new_session=True
         )
-    tree: list[psutil.Process] = []
     runner = RayJobsRunner(f"http://127.0.0.1:{dashboard}", token)
     try:
         wait_for(runner.alive, "Ray's dashboard", 90)
-        tree = psutil.Process(head.pid).children(recursive=True)
-        yield RayHead(f"http://127.0.0.1:{dashboard}", token, tuple(tree))
+        yield RayHead(f"http://127.0.0.1:{dashboard}", token, psutil.Process(head.pid))
     finally:
         runner.close()
-        tree += psutil.Process(head.pid).children(recursive=True)
+        tree = psutil.Process(head.pid).children(recursive=True)
         head.terminate()
         head.wait(30)
         _, alive = psutil.wait_procs(tree, timeout=5)
