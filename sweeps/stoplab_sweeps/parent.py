@@ -52,11 +52,11 @@ class Parent:
 
     def _open(self) -> None:
         try:
-            run_id = create_parent(self._uri, self._identity, self._params)
+            run = create_parent(self._uri, self._identity, self._params)
         except (TrackerUnavailable, TrackerRefused) as error:
             log.warning("the study has no run in MLflow yet: %s", error)
             return
-        write_json(self._folder.tracked, {"run_id": run_id})
+        write_json(self._folder.tracked, run._asdict())
 
     def _end_the_rest(self, status: Status) -> None:
         """Runs of cells that did not come to their own end."""

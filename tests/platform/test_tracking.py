@@ -119,6 +119,8 @@ def test_a_run_in_mlflow_says_who_it_is(
     tracker.close()
     run = only_run(store)
     assert run.info.run_id == tracker.run_id
+    sent = json.loads(folder.spool_sent.read_text())
+    assert sent["experiment_id"] == run.info.experiment_id
     assert run.info.run_name == "first"
     assert run.info.status == "KILLED"
     assert run.data.params == {
@@ -136,6 +138,21 @@ def test_a_run_in_mlflow_says_who_it_is(
         "masks.png", "reproduce",
     ]  # fmt: skip
     assert Path(run.info.artifact_uri).is_relative_to(tmp_path), "not in the working folder"
+
+
+def test_files_of_an_experiment_that_a_server_made(
+    folder: RunFolder, mlflow_uri: str, store: MlflowClient, tmp_path: Path
+) -> None:
+    """A lab's server serves them from `artifacts`; without it they go there all the same."""
+    store.create_experiment("tests", "mlflow-artifacts:/7")
+    picture = tmp_path / "masks.png"
+    picture.write_bytes(b"png")
+    tracker = SpoolTracker(folder, mlflow_uri)
+    tracker.start(IDENTITY, PARAMS)
+    tracker.artifact(picture, "pictures")
+    tracker.close()
+    place = tmp_path / "artifacts" / "7" / str(tracker.run_id) / "artifacts" / "pictures"
+    assert (place / "masks.png").read_bytes() == b"png"
 
 
 def test_points_keep_the_time_at_which_they_were_said(
@@ -279,11 +296,11 @@ def test_a_parent_takes_in_the_runs_of_its_job(
     orphan = SpoolTracker(RunFolder(tmp_path / "a"), mlflow_uri)
     orphan.start(RunIdentity(**{**vars(study), "cell": "a-s0"}), {})
     orphan.close()
-    parent = create_parent(mlflow_uri, study, {"name": "study"})
+    parent = create_parent(mlflow_uri, study, {"name": "study"}).run_id
     child = SpoolTracker(RunFolder(tmp_path / "b"), mlflow_uri)
     child.start(RunIdentity(**{**vars(study), "cell": "b-s0", "parent_run_id": parent}), {})
     child.close()
-    assert create_parent(mlflow_uri, study, {"name": "study"}) == parent
+    assert create_parent(mlflow_uri, study, {"name": "study"}).run_id == parent
     by_cell = {run.data.tags["stoplab.cell"]: run for run in runs(store, "j_2")}
     assert set(by_cell) == {"parent", "a-s0", "b-s0"}
     assert "mlflow.parentRunId" not in by_cell["parent"].data.tags

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
@@ -28,6 +29,7 @@ MOST_METRICS, MOST_WORDS = 1000, 100
 MOST_PARAM, MOST_TAG = 6000, 8000
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 SQLITE = "sqlite:///"
+PROXIED = "mlflow-artifacts:"
 PARENT = "parent"  # the value of `stoplab.cell` of a study's own run
 
 # A client that retries for minutes would hang on to a thread; we come again ourselves.
@@ -36,6 +38,13 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+
+class Opened(NamedTuple):
+    """A run and the experiment that it is in."""
+
+    run_id: str
+    experiment_id: str
 
 
 def client(uri: str) -> MlflowClient:
@@ -59,8 +68,8 @@ def client(uri: str) -> MlflowClient:
             return MlflowClient(tracking_uri=uri)
 
 
-def create_parent(uri: str, identity: RunIdentity, params: Mapping[str, Any]) -> str:
-    """Id of a study's own run, made unless it is there, with the study's runs below it.
+def create_parent(uri: str, identity: RunIdentity, params: Mapping[str, Any]) -> Opened:
+    """A study's own run, made unless it is there, with the study's runs below it.
 
     Called again it takes in the runs that were made while there was no parent. Raises
     TrackerUnavailable.
@@ -72,8 +81,8 @@ def create_parent(uri: str, identity: RunIdentity, params: Mapping[str, Any]) ->
     with _answers():
         for run in runs.of_job(identity.job_id):
             orphan = "mlflow.parentRunId" not in run.data.tags
-            if orphan and run.info.run_id != parent:
-                runs.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+            if orphan and run.info.run_id != parent.run_id:
+                runs.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.run_id)
     return parent
 
 
@@ -97,11 +106,14 @@ class Runs:
     """
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
         self.client = client(uri)
+        self._files: Path | None = None
+        """A SQLite store's files: beside it (and not in the working folder, as MLflow has it)."""
+        if uri.startswith(SQLITE):
+            self._files = Path(uri.removeprefix(SQLITE)).absolute().parent / "artifacts"
 
-    def open(self, line: Mapping[str, Any]) -> str:
-        """Id of the run that the line's tags name, made unless it is there."""
+    def open(self, line: Mapping[str, Any]) -> Opened:
+        """The run that the line's tags name, made unless it is there."""
         tags = {name: value[:MOST_TAG] for name, value in line["tags"].items()}
         with _answers():
             same_cell = f"tags.`stoplab.cell` = '{tags['stoplab.cell']}'"
@@ -110,7 +122,7 @@ class Runs:
                 experiment = self._experiment(line["experiment"])
                 found = self.client.create_run(experiment, line.get("at"), tags)
             self._log_params(found.info.run_id, line["params"])
-        return str(found.info.run_id)
+        return Opened(found.info.run_id, found.info.experiment_id)
 
     def of_job(self, job_id: str, *conditions: str) -> Iterator[Run]:
         """A job's runs, wherever they are."""
@@ -153,11 +165,10 @@ class Runs:
         return str(found.experiment_id)
 
     def _artifacts(self, experiment: str) -> str | None:
-        """Where a SQLite store keeps files: beside it, and not in the working folder."""
-        if not self._uri.startswith(SQLITE):
+        """Where a new experiment of a SQLite store keeps files; None: a server decides it."""
+        if self._files is None:
             return None
-        database = Path(self._uri.removeprefix(SQLITE)).absolute()
-        return str(database.parent / "artifacts" / _word(experiment).replace("/", "_"))
+        return str(self._files / _word(experiment).replace("/", "_"))
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -185,7 +196,14 @@ class Runs:
     def _log_artifact(self, run_id: str, path: Path, folder: str) -> None:
         if not path.exists():
             raise TrackerRefused(f"{path} is gone")
-        self.client.log_artifact(run_id, str(path), folder or None)
+        root = self.client.get_run(run_id).info.artifact_uri
+        if self._files is None or not root.startswith(PROXIED):
+            self.client.log_artifact(run_id, str(path), folder or None)
+            return
+        # The experiment was made by the server of this store, which is not running now.
+        place = self._files / root.removeprefix(PROXIED).lstrip("/") / folder
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
 
 
 @contextmanager

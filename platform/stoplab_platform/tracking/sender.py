@@ -46,6 +46,7 @@ class Sent:
 
     offset: int = 0
     run_id: str | None = None
+    experiment_id: str | None = None
 
 
 class Sender:
@@ -91,7 +92,7 @@ class Sender:
     def _send(self, batch: list[dict[str, Any]], sent: Sent) -> None:
         self._runs = self._runs or Runs(self._uri)
         if batch[0]["verb"] == "start":
-            sent.run_id = self._runs.open(batch[0])
+            sent.run_id, sent.experiment_id = self._runs.open(batch[0])
             return
         assert sent.run_id is not None, "a spool begins with its start"
         try:
