@@ -43,8 +43,11 @@ def save(
         shutil.rmtree(path)
     draft = folder / f".{path.name}.{uuid4().hex[:8]}"
     draft.mkdir()
-    _write(draft, step, tensors, identity)
-    draft.rename(path)
+    try:
+        _write(draft, step, tensors, identity)
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     _sync_folder(folder)
     _retain(folder, step, keep)
     return path

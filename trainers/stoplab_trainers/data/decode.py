@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,6 +43,8 @@ def decode(data: bytes) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return np.array(_rgb(image))
+    except UnidentifiedImageError as error:
+        raise DataError(f"no image that can be read: not one of {', '.join(FORMATS)}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"no image that can be read: {error}") from error
 
@@ -102,9 +104,9 @@ def crop_box(
 
 
 def _decode_jpeg(data: bytes) -> Pixels:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    if height * width > MOST_PIXELS:
-        raise DataError(f"{width}x{height} pixels are too many")
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    if height * width > MOST_PIXELS or colours not in ("Gray", "YCbCr", "RGB"):
+        raise ValueError("left to PIL")
     pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
     return pixels
 
@@ -133,5 +135,5 @@ def _grey(pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
 
 def _blurred(pixels: UInt8[Tensor, "3 h w"], std: float) -> UInt8[Tensor, "3 h w"]:
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    blurred = image.filter(ImageFilter.GaussianBlur(std))
+    blurred = image.filter(ImageFilter.GaussianBlur(float(std)))
     return torch.from_numpy(np.array(blurred)).permute(2, 0, 1)

@@ -72,6 +72,7 @@ class _Walk:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keys: list[str] = []
+        self._seen: set[str] = set()
         self._places: list[tuple[int, int]] = []  # of the samples' images; size -1: none yet
         self._labels: list[int] = []
         self._digest = hashlib.sha256()
@@ -101,8 +102,6 @@ class _Walk:
         self._complete()
         if not self._keys:
             raise DataError(f"{self._path} holds no sample")
-        if len(set(self._keys)) < len(self._keys):
-            raise DataError(f"{self._path}: the members of a sample must lie side by side")
         places = np.asarray(self._places, dtype=np.int64)
         return ShardIndex(
             keys=self._keys,
@@ -113,6 +112,9 @@ class _Walk:
         )
 
     def _begin(self, key: str) -> None:
+        if key in self._seen:
+            raise DataError(f"{self._path}: the members of {key!r} do not lie side by side")
+        self._seen.add(key)
         self._complete()
         self._keys.append(key)
         self._places.append((0, -1))
@@ -140,7 +142,7 @@ def _bytes(file: BinaryIO, member: tarfile.TarInfo, most: int) -> bytes:
 
 def _kept(path: Path) -> ShardIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
             return ShardIndex(
                 keys=bytes(data["keys"]).decode().split("\0"),
                 offsets=data["offsets"],

@@ -29,17 +29,16 @@ class Plan:
         seed: int,
         window_shards: int | None = None,
     ) -> None:
-        self._counts = np.asarray(counts, dtype=np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(self._counts)])
-        self._batch_size, self._seed, self._window = batch_size, seed, window_shards
-        samples = int(self._starts[-1])
-        self.steps_per_epoch = samples // batch_size
+        self.counts, self.batch_size = tuple(counts), batch_size
+        self.seed, self.window_shards = seed, window_shards
+        self.num_samples = sum(counts)
+        self.steps_per_epoch = self.num_samples // batch_size
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"the set has {samples} samples, fewer than one batch; "
-                f"give optim.batch_size {samples} or less (is {batch_size})"
+                f"the set has {self.num_samples} samples, fewer than one batch; "
+                f"give optim.batch_size {self.num_samples} or less (is {batch_size})"
             )
-        # Kept: the windows that a batch in flight may touch.
+        # Kept: the windows that batches in the making touch.
         self._windows = lru_cache(maxsize=4)(self._draw_windows)
         self._order = lru_cache(maxsize=8)(self._draw_order)
 
@@ -50,7 +49,7 @@ class Plan:
     def ids(self, step: int) -> Ids:
         """Sample ids of the global batch at a step (from 0): [batch_size], all different."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        start, stop = position * self._batch_size, (position + 1) * self._batch_size
+        start, stop = position * self.batch_size, (position + 1) * self.batch_size
         ends = self._windows(epoch)[1]
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         parts = []
@@ -62,20 +61,21 @@ class Plan:
 
     def _draw_windows(self, epoch: int) -> tuple[list[Ids], Ids]:
         """The epoch's windows as lists of shards, and where each ends in the epoch's order."""
-        shards = np.arange(len(self._counts))
-        if self._window is None:
-            windows = [shards]
-        else:
-            shards = generator(self._seed, Stream.ORDER, epoch).permutation(shards)
-            windows = [shards[i : i + self._window] for i in range(0, len(shards), self._window)]
-        ends = np.cumsum([self._counts[window].sum() for window in windows])
-        return windows, ends
+        shards = np.arange(len(self.counts))
+        windows = [shards]
+        if self.window_shards is not None:
+            shards = generator(self.seed, Stream.ORDER, epoch).permutation(shards)
+            cuts = range(0, len(shards), self.window_shards)
+            windows = [shards[cut : cut + self.window_shards] for cut in cuts]
+        counts = np.asarray(self.counts, dtype=np.int64)
+        return windows, np.cumsum([counts[window].sum() for window in windows])
 
     def _draw_order(self, epoch: int, window: int) -> Ids:
         """The samples of one window, shuffled."""
+        starts = np.cumsum([0, *self.counts])
         shards = self._windows(epoch)[0][window]
-        ids = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in shards])
-        return generator(self._seed, Stream.ORDER, epoch, window + 1).permutation(ids)
+        ids = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
+        return generator(self.seed, Stream.ORDER, epoch, window + 1).permutation(ids)
 
 
 def share(batch_size: int, rank: int, world: int) -> slice:

@@ -30,13 +30,13 @@ class Fit:
     weights: Float[Tensor, "classes d"]
     intercept: Float[Tensor, "classes 1"]
 
-    def predict(self, features: Float[Tensor, "n d"]) -> Int64[Tensor, n]:
+    def predict(self, features: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
         """The class with the highest score."""
         return (self.weights @ features.T + self.intercept).argmax(dim=0)
 
 
 def fit_path(
-    features: Float[Tensor, "n d"], labels: Int64[Tensor, n], strengths: Sequence[float]
+    features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], strengths: Sequence[float]
 ) -> list[Fit]:
     """A fit for each of the ``strengths`` (scikit-learn's C), each started from the last one.
 
@@ -61,7 +61,7 @@ def fit_path(
 
 def _minimise(
     features: Float[Tensor, "n d"],
-    labels: Int64[Tensor, n],
+    labels: Int64[Tensor, " n"],
     penalty: float,
     scale: NDArray[np.float64],
     start: NDArray[np.float64],
@@ -83,7 +83,12 @@ def _minimise(
         total = float(loss) + penalty / 2 * float((weights[:, :-1] ** 2).sum())
         return total, (slopes * scale).ravel()
 
-    options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0.0, "maxcor": 20}
-    result = minimize(loss_and_slope, start.ravel(), jac=True, method="L-BFGS-B", options=options)
+    result = minimize(
+        loss_and_slope,
+        start.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0.0, "maxcor": 20},
+    )
     solution: NDArray[np.float64] = result.x.reshape(start.shape)
     return solution

@@ -1,0 +1,165 @@
+"""From bytes to pixels."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import center_crop, resize
+
+from stoplab_platform.errors import DataError
+from stoplab_platform.specs.data import DataSpec
+from stoplab_trainers.data.decode import (
+    ASPECT,
+    ATTEMPTS,
+    NUM_UNIFORMS,
+    crop_box,
+    decode,
+    random_crop,
+    whole,
+)
+from support_shards import encoded, picture
+
+
+def data(**options: object) -> DataSpec:
+    return DataSpec.model_validate({"train": "digits", "image_size": 16, **options})
+
+
+def uniforms(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(NUM_UNIFORMS)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "bmp", "tiff", "gif"])
+def test_every_common_kind_of_image_is_read(kind: str) -> None:
+    options = {"lossless": True} if kind == "webp" else {}
+    pixels = picture(1) if kind != "gif" else np.full((24, 32, 3), 255, dtype=np.uint8)
+    np.testing.assert_array_equal(decode(encoded(pixels, kind, **options)), pixels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "progressive"])
+def test_jpegs_have_the_pixels_that_pil_gives_them(mode: str) -> None:
+    image = Image.fromarray(picture(2)).convert("RGB" if mode == "progressive" else mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", quality=90, progressive=mode == "progressive")
+    expected = np.array(Image.open(buffer).convert("RGB"))
+    found = decode(buffer.getvalue())
+    assert found.shape == (24, 32, 3)
+    assert np.abs(found.astype(int) - expected).max() <= (1 if mode == "RGB" else 0)
+
+
+def test_grey_palette_transparent_and_deep_images_become_rgb() -> None:
+    rgb = Image.fromarray(picture(3))
+    grey = np.array(rgb.convert("L"))
+    for mode in ("L", "LA", "1", "P", "RGBA"):
+        buffer = io.BytesIO()
+        rgb.convert(mode).save(buffer, "png")
+        expected = np.array(rgb.convert(mode).convert("RGB"))
+        np.testing.assert_array_equal(decode(buffer.getvalue()), expected, mode)
+    seen_through = rgb.convert("P")
+    buffer = io.BytesIO()
+    seen_through.save(buffer, "png", transparency=bytes(range(256)))
+    np.testing.assert_array_equal(decode(buffer.getvalue()), np.array(seen_through.convert("RGB")))
+    deep = encoded(grey.astype(np.uint16) * 257)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(decode(deep), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_a_jpeg_with_bytes_between_its_segments_is_read() -> None:
+    jpeg = encoded(picture(4), "jpeg")
+    found = decode(jpeg[:20] + b"\x00\x00" + jpeg[20:])
+    np.testing.assert_array_equal(found, np.array(Image.open(io.BytesIO(jpeg))))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_broken_images_are_refused(kind: str) -> None:
+    whole_file = encoded(picture(5), kind)
+    for broken in (whole_file[: len(whole_file) // 2], whole_file[:20], b"", b"no image"):
+        with pytest.raises(DataError, match="no image that can be read"):
+            decode(broken)
+
+
+def test_a_program_is_no_image() -> None:
+    """PIL would hand PostScript to Ghostscript."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n"
+    with pytest.raises(DataError):
+        decode(postscript)
+
+
+def test_an_image_of_too_many_pixels_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (16000, 12000)).save(buffer, "jpeg", quality=1)
+    with pytest.raises(DataError, match="192000000 pixels"):
+        decode(buffer.getvalue())
+
+
+def test_the_crop_follows_the_published_law() -> None:
+    """Against torchvision's: share of area, aspect and place of 4,000 crops."""
+    height, width, scale = 60, 90, (0.3, 1.0)
+    ours = np.array([crop_box(height, width, uniforms(seed), scale) for seed in range(4000)])
+    torch.manual_seed(0)
+    blank = torch.zeros(3, height, width)
+    law = [RandomResizedCrop.get_params(blank, list(scale), list(ASPECT)) for _ in range(4000)]
+    theirs = np.array(law)
+    for column in range(4):
+        low = np.quantile(ours[:, column], [0.05, 0.25, 0.5, 0.75, 0.95])
+        high = np.quantile(theirs[:, column], [0.05, 0.25, 0.5, 0.75, 0.95])
+        np.testing.assert_allclose(low, high, atol=2.5)
+    top, left, h, w = ours.T
+    assert (h * w >= 0.28 * height * width).all()
+    assert (top + h <= height).all()
+    assert (left + w <= width).all()
+    assert (top + h == height).any()
+    assert (left + w == width).any()
+
+
+def test_a_crop_that_never_fits_is_central() -> None:
+    u = uniforms(0)
+    u[: 2 * ATTEMPTS] = 1 - 1e-9
+    assert crop_box(10, 100, u, (0.9, 1.0)) == (0, (100 - round(40 / 3)) // 2, 10, round(40 / 3))
+    assert crop_box(100, 10, u, (0.9, 1.0)) == ((100 - 13) // 2, 0, 13, 10)
+
+
+def test_the_crop_is_resized_like_torchvisions() -> None:
+    image, u = picture(6, 60, 80), uniforms(3)
+    top, left, h, w = crop_box(60, 80, u, (0.3, 1.0))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[:, top : top + h, left : left + w]
+    expected = resize(pixels, [16, 16], InterpolationMode.BILINEAR, antialias=True)
+    found = random_crop(image, u, data())
+    assert found.dtype == torch.uint8
+    assert (found.int() - expected.int()).abs().max() <= 1
+
+
+def test_flip_grey_and_blur_happen_as_often_as_asked_and_do_what_they_say() -> None:
+    image = picture(7, 16, 16)
+    u = uniforms(1)
+    plain = random_crop(image, u, data())
+    flip, grey, blur, std = range(2 * ATTEMPTS + 2, NUM_UNIFORMS)
+    u[[flip, grey, blur, std]] = 0.49, 0.19, 0.29, 0.5
+    flipped = random_crop(image, u, data(hflip=True))
+    assert torch.equal(flipped, plain.flip(-1))
+    greyed = random_crop(image, u, data(grayscale=0.2))
+    assert torch.equal(greyed[0], greyed[2])
+    as_image = Image.fromarray(plain.permute(1, 2, 0).numpy())
+    assert (greyed[0].int() - torch.from_numpy(np.array(as_image.convert("L")))).abs().max() <= 1
+    blurred = random_crop(image, u, data(blur=0.3))
+    expected = np.array(as_image.filter(ImageFilter.GaussianBlur(1.05)))
+    np.testing.assert_array_equal(blurred.permute(1, 2, 0).numpy(), expected)
+    u[[flip, grey, blur]] = 0.5, 0.2, 0.3
+    untouched = random_crop(image, u, data(hflip=True, grayscale=0.2, blur=0.3))
+    assert torch.equal(untouched, plain)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (33, 33), (10, 200), (16, 16)])
+def test_the_whole_image_is_the_centre_of_the_resized_one(height: int, width: int) -> None:
+    image = picture(8, height, width)
+    found = whole(image, 16)
+    assert found.shape == (3, 16, 16)
+    scale = 16 / min(height, width)
+    size = [round(height * scale), round(width * scale)]
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    expected = center_crop(resize(pixels, size, antialias=True), [16, 16])
+    assert math.isclose(float((found.int() - expected.int()).abs().max()), 0, abs_tol=1)
