@@ -10,11 +10,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 from stoplab_platform.errors import StoplabError
 
@@ -25,6 +26,7 @@ LOWEST_PORT, HIGHEST_PORT, PORT_TRIES = 20000, 32000, 200
 SAME_S = 1.0  # create times are read from a clock that may be set
 POLL_S = 0.05
 KILLED_S = 10.0  # until the kernel has taken a killed process away
+REAPED_S = 2.0  # for init to take zombies away; some containers have none that does
 ROUNDS = 5
 
 
@@ -76,6 +78,7 @@ def end(roots: Iterable[Started], marks: Collection[str], grace_s: float) -> Non
     SIGTERM, then SIGKILL after the grace; looks again for what was started meanwhile.
     """
     roots = list(roots)
+    ended: set[psutil.Process] = set()
     for _ in range(ROUNDS):
         found = _tree(roots) | _marked(marks)
         if not found:
@@ -83,23 +86,43 @@ def end(roots: Iterable[Started], marks: Collection[str], grace_s: float) -> Non
         _send(found, signal.SIGTERM)
         _send(_left(found, grace_s), signal.SIGKILL)
         _left(found, KILLED_S)
+        ended |= found
+    # Whoever looks for their numbers now should not meet zombies.
+    deadline = time.monotonic() + REAPED_S
+    while any(process.is_running() for process in ended) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
-def free_port(wanted: int | None = None, preferred: int | None = None) -> int:
-    """The wanted port, or LabError; the preferred one where it is free; else any free one."""
-    if wanted:
-        if not is_free(wanted):
-            raise LabError(f"port {wanted} is taken; give another one, or 0 for any")
-        return wanted
-    if wanted is None and preferred is not None and is_free(preferred):
-        return preferred
-    # Not the generator that specs seed: two labs must not draw the same ports.
-    draw = random.SystemRandom()
-    for _ in range(PORT_TRIES):
-        port = draw.randint(LOWEST_PORT, HIGHEST_PORT)
-        if is_free(port):
-            return port
-    raise LabError(f"no free port between {LOWEST_PORT} and {HIGHEST_PORT}")
+class Ports(ExitStack):
+    """Free ports, kept from other labs of this user until the block ends.
+
+    Between a look and a server's listening lie seconds, in which another lab may look as well.
+    """
+
+    def take(self, wanted: int | None = None, preferred: int | None = None) -> int:
+        """The wanted port, or LabError; the preferred one where it is free; else any free one."""
+        if wanted:
+            if not self._claim(wanted):
+                raise LabError(f"port {wanted} is taken; give another one, or 0 for any")
+            return wanted
+        if wanted is None and preferred is not None and self._claim(preferred):
+            return preferred
+        # Not the generator that specs seed: two labs must not draw the same ports.
+        draw = random.SystemRandom()
+        for _ in range(PORT_TRIES):
+            port = draw.randint(LOWEST_PORT, HIGHEST_PORT)
+            if self._claim(port):
+                return port
+        raise LabError(f"no free port between {LOWEST_PORT} and {HIGHEST_PORT}")
+
+    def _claim(self, port: int) -> bool:
+        folder = Path("/tmp") / f"stoplab-ports-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self.enter_context(FileLock(folder / str(port), timeout=0))
+        except Timeout:
+            return False
+        return is_free(port)
 
 
 def is_free(port: int) -> bool:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from stoplab_api.bodies import JobBody
 from stoplab_api.client import ApiError, Client, Unreachable
 from stoplab_api.lab_parts import PARTS, PREFERRED_PORTS, Place
-from stoplab_api.lab_processes import LabError, Started, end, free_port, is_free, start, tail
+from stoplab_api.lab_processes import LabError, Ports, Started, end, start, tail
 from stoplab_api.lab_secrets import ensure_secret, ensure_token
 from stoplab_platform.jobs.states import State
 from stoplab_platform.paths import Home, read_json, write_json
@@ -92,12 +92,15 @@ def up(
     LabError; then nothing that was started is left.
     """
     home = settings.folders
-    with _locked(home):
+    with _locked(home), Ports() as ports:
         lab = find(home)
         started = list(PARTS) if lab is None else lab.dead()
         if not started:
             return _checked(lab, wanted), []
-        place = _new_place(home, wanted) if lab is None else _same_place(lab, wanted, started)
+        if lab is None:
+            place = _new_place(home, ports, wanted)
+        else:
+            place = _same_place(lab, ports, wanted, started)
         old = {} if lab is None else lab.pids
         try:
             return _start(settings, place, old, started, say, deadline_s), started
@@ -140,21 +143,26 @@ def _start(
         lab = Lab(place, {**lab.pids, part: _start_part(place, part)})
         _remember(lab)
     say(f"starting {', '.join(parts)} in {home.root}")
+    _wait_for(lab, parts, say, deadline_s)
+    return lab
+
+
+def _wait_for(lab: Lab, parts: list[str], say: Say, deadline_s: float) -> None:
+    """Until the parts answer; LabError with the end of its log when one dies or is too slow."""
     deadline = time.monotonic() + deadline_s
     waits = [part for part in PARTS if part in parts]
     while waits:
         for part in list(waits):
-            if PARTS[part].is_ready(place):
+            if PARTS[part].is_ready(lab.place):
                 waits.remove(part)
-                say(f"{part} answers at {place.url(part)}")
-            elif not lab.is_alive(part):
-                raise LabError(f"{part} died while starting{_last_words(home, part)}")
+                say(f"{part} answers at {lab.place.url(part)}")
+        # Who answers may be somebody else at its port.
+        for part in lab.dead():
+            raise LabError(f"{part} died while starting{_last_words(lab.home, part)}")
         if waits and time.monotonic() > deadline:
-            raise LabError(
-                f"{waits[0]} does not answer after {deadline_s:g} s{_last_words(home, waits[0])}"
-            )
+            words = _last_words(lab.home, waits[0])
+            raise LabError(f"{waits[0]} does not answer after {deadline_s:g} s{words}")
         time.sleep(POLL_S if waits else 0)
-    return lab
 
 
 def _start_part(place: Place, part: str) -> Started:
@@ -180,14 +188,11 @@ def _last_words(home: Home, part: str) -> str:
     return f"; the end of {log}:\n{tail(log)}"
 
 
-def _new_place(home: Home, wanted: Mapping[str, int | None]) -> Place:
-    ports: dict[str, int] = {}
-    for part in (*PARTS, "ray_client"):
-        port = free_port(wanted.get(part), PREFERRED_PORTS.get(part))
-        while port in ports.values():
-            port = free_port(0)
-        ports[part] = port
-    return Place(home, ports)
+def _new_place(home: Home, ports: Ports, wanted: Mapping[str, int | None]) -> Place:
+    names = (*PARTS, "ray_client")
+    return Place(
+        home, {name: ports.take(wanted.get(name), PREFERRED_PORTS.get(name)) for name in names}
+    )
 
 
 def _checked(lab: Lab | None, wanted: Mapping[str, int | None]) -> Lab:
@@ -202,16 +207,20 @@ def _checked(lab: Lab | None, wanted: Mapping[str, int | None]) -> Lab:
     return lab
 
 
-def _same_place(lab: Lab, wanted: Mapping[str, int | None], parts: list[str]) -> Place:
+def _same_place(
+    lab: Lab, ports: Ports, wanted: Mapping[str, int | None], parts: list[str]
+) -> Place:
     """Dead parts come back where they were: living ones and jobs know no other address."""
     place = _checked(lab, wanted).place
     _end_parts(place, lab.pids, parts)
     for part in parts:
-        if not is_free(place.ports[part]):
+        try:
+            ports.take(place.ports[part])
+        except LabError as error:
             raise LabError(
-                f"port {place.ports[part]} of the lab's {part} is taken by somebody else; "
+                f"the lab's {part} cannot come back where it was: {error}; "
                 "`stoplab down`, then `stoplab up`"
-            )
+            ) from None
     return place
 
 

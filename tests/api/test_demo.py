@@ -75,7 +75,7 @@ def _trial(arm: str, metrics: dict[str, float]) -> TrialBody:
 
 @pytest.mark.ray
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
-    lab = Stoplab(tmp_path / "home", tmp_path)
+    lab = Stoplab(tmp_path / "demo", tmp_path)
     try:
         with lab.start("demo", "--home", lab.home) as process:
             until(lambda: lab.lab().get("pids", {}).keys() == {"ray", "mlflow", "api"})
@@ -93,7 +93,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.timeout(1500)
 def test_the_whole_path(tmp_path: Path) -> None:
     """Three seeds learn something, the document is whole, the results outlive the lab."""
-    lab = Stoplab(tmp_path / "home", tmp_path)
+    lab = Stoplab(tmp_path / "demo", tmp_path)
     try:
         told = lab.json("demo", "--home", lab.home, timeout_s=1400)
         assert lab.left() == []

@@ -21,7 +21,7 @@ import pytest
 
 from stoplab_api import local
 from stoplab_api.lab_parts import PARTS, Part, Place
-from stoplab_api.lab_processes import LabError, Started, end, free_port, start
+from stoplab_api.lab_processes import LabError, Ports, Started, end, start
 from stoplab_api.lab_secrets import ensure_secret, ensure_token
 from stoplab_platform.jobs.models import Role
 from stoplab_platform.jobs.store import JobStore
@@ -43,16 +43,29 @@ ANY = {"api": 0, "mlflow": 0, "ray": 0}
 
 class TestPorts:
     def test_a_taken_one(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_server(("127.0.0.1", 0)) as server, Ports() as ports:
             port = server.getsockname()[1]
             with pytest.raises(LabError, match=f"port {port} is taken"):
-                free_port(port)
-            assert free_port(None, preferred=port) != port
-        assert free_port(port) == port
+                ports.take(port)
+            assert ports.take(None, preferred=port) != port
+        with Ports() as ports:
+            assert ports.take(port) == port
 
     def test_any(self) -> None:
-        assert free_port(0, preferred=1) != 1
-        assert len({free_port(0) for _ in range(20)}) > 15
+        with Ports() as ports:
+            preferred = ports.take(0)
+        with Ports() as ports:
+            assert ports.take(0, preferred) != preferred
+            assert len({ports.take(0) for _ in range(20)}) == 20
+
+    def test_kept_from_another_lab_that_starts(self) -> None:
+        with Ports() as mine, Ports() as others:
+            port = mine.take(0)
+            assert others.take(None, preferred=port) != port
+            with pytest.raises(LabError, match="is taken"):
+                others.take(port)
+        with Ports() as others:
+            assert others.take(None, preferred=port) == port
 
 
 class TestProcesses:
@@ -206,23 +219,28 @@ class TestRealLabs:
         assert up["home"] == str(lab.home)
         token = Path(up["token_file"])
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
-        headers = {"Authorization": f"Bearer {token.read_text()}"}
-        get = httpx.Client(trust_env=False, timeout=20).get
-        assert get(up["api"] + "/v1/me", headers=headers).json()["role"] == "admin"
-        assert get(up["api"] + "/v1/me").status_code == 401
-        assert get(up["ray"] + "/api/jobs/").status_code == 401
-        assert get(up["mlflow"] + "/health").is_success
-        assert get(up["mlflow"] + "/", headers={"Host": "evil.example"}).status_code == 403
-        until(lambda: get(up["api"] + "/readyz").is_success, 30)
+        self._answers_to_those_who_may(up, token.read_text())
         assert all(part["ready"] for part in lab.json("status")["parts"].values())
         self._a_bare_ray_job_lands_here(lab, up)
         self._a_killed_api_comes_back(lab, up)
         before = lab.lab()
         assert lab.json("down") == {"home": str(lab.home), "stopped": True}
         assert lab.left() == []
-        assert not any(map(psutil.pid_exists, (p["pid"] for p in before["pids"].values())))
+        pids = [process["pid"] for process in before["pids"].values()]
+        until(lambda: not any(map(psutil.pid_exists, pids)), 30)  # init may be slow
         assert not (lab.home / "lab.json").exists()
         assert lab.json("status", code=1)["running"] is False
+
+    def _answers_to_those_who_may(self, up: dict[str, str], token: str) -> None:
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(trust_env=False, timeout=20) as http:
+            assert http.get(up["api"] + "/v1/me", headers=headers).json()["role"] == "admin"
+            assert http.get(up["api"] + "/v1/me").status_code == 401
+            assert http.get(up["ray"] + "/api/jobs/").status_code == 401
+            assert http.get(up["mlflow"] + "/health").is_success
+            evil = http.get(up["mlflow"] + "/", headers={"Host": "evil.example"})
+            assert evil.status_code == 403
+            until(lambda: http.get(up["api"] + "/readyz").is_success, 30)
 
     def _a_bare_ray_job_lands_here(self, lab: Stoplab, up: dict[str, str]) -> None:
         lines = lab.run("env").splitlines()
@@ -231,7 +249,7 @@ class TestRealLabs:
         say = "import os; print(os.environ['STOPLAB_HOME'], os.environ['MLFLOW_TRACKING_URI'])"
         job = subprocess.run(
             [Path(sys.executable).with_name("ray"), "job", "submit", "--",
-             "python", "-c", shlex.quote(say)],
+             "python", "-c", say],
             env={**os.environ, **env}, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert job.returncode == 0, job.stdout + job.stderr
