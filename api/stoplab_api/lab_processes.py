@@ -72,7 +72,7 @@ def start(
     return started
 
 
-def end(roots: Iterable[Started], marks: Collection[str], grace_s: float) -> None:
+def end(roots: Iterable[Started], marks: Collection[str], grace_s: float) -> set[psutil.Process]:
     """End these processes, what they started, and whoever carries one of ``marks``.
 
     SIGTERM, then SIGKILL after the grace; looks again for what was started meanwhile.
@@ -87,7 +87,12 @@ def end(roots: Iterable[Started], marks: Collection[str], grace_s: float) -> Non
         _send(_left(found, grace_s), signal.SIGKILL)
         _left(found, KILLED_S)
         ended |= found
-    # Whoever looks for their numbers now should not meet zombies.
+    return ended
+
+
+def wait_reaped(ended: Iterable[psutil.Process]) -> None:
+    """Give init a moment to take zombies away: who looks for their numbers should find none."""
+    ended = set(ended)
     deadline = time.monotonic() + REAPED_S
     while any(process.is_running() for process in ended) and time.monotonic() < deadline:
         time.sleep(POLL_S)

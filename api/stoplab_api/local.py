@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from filelock import FileLock, Timeout
 
 from stoplab_api.bodies import JobBody
 from stoplab_api.client import ApiError, Client, Unreachable
 from stoplab_api.lab_parts import PARTS, PREFERRED_PORTS, Place
-from stoplab_api.lab_processes import LabError, Ports, Started, end, start, tail
+from stoplab_api.lab_processes import LabError, Ports, Started, end, start, tail, wait_reaped
 from stoplab_api.lab_secrets import ensure_secret, ensure_token
 from stoplab_platform.jobs.states import State
 from stoplab_platform.paths import Home, read_json, write_json
@@ -116,9 +117,11 @@ def down(lab: Lab, say: Say, *, pause: bool = True) -> None:
     with _locked(lab.home):
         if pause and lab.is_alive("api"):
             _pause_jobs(lab, say)
-        _end_parts(lab.place, lab.pids, ["api"])
-        _end_parts(lab.place, lab.pids, ["ray", "mlflow"])
+        # First the API: its reconciler would take Ray's end for the jobs' failure.
+        ended = _end_parts(lab.place, lab.pids, ["api"])
+        ended |= _end_parts(lab.place, lab.pids, ["ray", "mlflow"])
         _forget(lab.place)
+        wait_reaped(ended)
 
 
 def _start(
@@ -175,12 +178,12 @@ def _start_part(place: Place, part: str) -> Started:
     )
 
 
-def _end_parts(place: Place, pids: Mapping[str, Started], parts: list[str]) -> None:
+def _end_parts(place: Place, pids: Mapping[str, Started], parts: list[str]) -> set[psutil.Process]:
     """End parts, with what they left behind; the file knows more than we do if we were cut off."""
     known = find(place.home)
     both = [*pids.items(), *(known.pids.items() if known else ())]
     roots = [process for part, process in both if part in parts]
-    end(roots, [place.mark(part) for part in parts], max(GRACE_S[part] for part in parts))
+    return end(roots, [place.mark(part) for part in parts], max(GRACE_S[part] for part in parts))
 
 
 def _last_words(home: Home, part: str) -> str:
