@@ -16,7 +16,7 @@ def low_shot(protocol: LowShotEval, bank: Bank, on: On, seed: int) -> Outcome:
     """Mean over draws of labelled rows; a draw depends on the seed, not on the encoder.
 
     The strength is chosen on the whole validation split, which few labels would not afford:
-    equal for all encoders, and not comparable with published one-percent numbers.
+    the same for all encoders, but not the published one-percent protocol, which fixes it.
     """
     scores, predictions = [], None
     for draw in range(protocol.draws):
@@ -34,6 +34,8 @@ def draw_rows(
     chosen = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        wanted = protocol.per_class or max(1, round((protocol.fraction or 0) * len(rows)))
+        wanted = protocol.per_class
+        if protocol.fraction is not None:
+            wanted = max(1, round(protocol.fraction * len(rows)))
         chosen.append(random.permutation(rows)[:wanted])
     return np.sort(np.concatenate(chosen))

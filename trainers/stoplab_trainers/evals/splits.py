@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.shards import ShardSet
 
 KEEP_BYTES = 512 << 20  # of a split's pixels
-THREADS = 2
+MOST_THREADS = 16
 
 
 class Split:
@@ -45,7 +46,8 @@ class Split:
             yield from torch.split(self._kept, size)
 
     def _decoded(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="stoplab-eval") as pool:
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads, thread_name_prefix="stoplab-eval") as pool:
             for start in range(0, len(self), size):
                 ids = self._ids[start : start + size]
                 yield torch.stack(list(pool.map(self._image, ids.tolist())))
@@ -88,8 +90,10 @@ def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
 
 
 def hash_split(keys: Sequence[str], fraction: float) -> NDArray[np.bool_]:
-    """Which samples are held out: those whose keys hash lowest, ``fraction`` of them, at least
-    one. A key's hash is fixed for ever, so no seed and no order of shards moves a sample."""
+    """Which samples are held out: those whose keys hash lowest, ``fraction`` of them.
+
+    A key's hash is fixed for ever: no seed and no order of shards moves a sample.
+    """
     if len(keys) < 2:
         raise DataError("one labelled sample cannot be split; give data.eval.val")
     hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
