@@ -25,7 +25,7 @@ from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 from support_store import ADMIN, lab_settings, open_store, run_spec, wait_for
 
-QUICK = Patience(quiet_s=2, still_s=1.5, back_off_s=0.1)
+QUICK = Patience(quiet_s=0.5, still_s=1.5, back_off_s=0.1)
 
 TRAINER = """
 import os, sys, time, pathlib

@@ -180,7 +180,7 @@ home = Path(sys.argv[1])
 settings = lab_settings(home, capacity_cpus=4)
 store = JobStore(settings.database)
 runner = LocalRunner(home / "runner")
-Reconciler(store, runner, settings, patience=QUICK, command=trainer(150)).run_forever(
+Reconciler(store, runner, settings, patience=QUICK, command=trainer(100)).run_forever(
     threading.Event()
 )
 """
@@ -198,12 +198,12 @@ class TestApiDies:
             finally:
                 api.kill()
                 api.wait()
-            with running_lab(home, trainer(150)) as lab:
+            with running_lab(home, trainer(100)) as lab:
                 lab.wait(job, State.SUCCEEDED)
                 assert lab.states(job) == ["QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
                 assert lab.job(job).attempt == 1
                 assert lab.log(job).count("attempt 1 from 0") == 1
-                assert lab.steps(job) == 150
+                assert lab.steps(job) == 100
 
 
 class TestStopping:
@@ -290,7 +290,7 @@ class TestQueue:
                 patience=QUICK, command=trainer(10),
             )  # fmt: skip
             with reconciling(other):
-                jobs = [lab.submit(f"job {n}") for n in range(5)]
+                jobs = [lab.submit(f"job {n}") for n in range(4)]
 
                 def all_done() -> bool:
                     found = [lab.job(job).state for job in jobs]

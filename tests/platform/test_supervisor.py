@@ -105,34 +105,37 @@ class TestEnds:
         assert (result.run_digest, result.message) == ("abc", None)
         assert owner(folder) == 1
 
+    def test_an_error(self, folder: JobFolder, attempts: Attempts) -> None:
+        assert attempts.run("raise ValueError('no such thing')") == 1
+        result = result_of(folder)
+        assert (result.outcome, result.reason_code) == ("FAILED", ReasonCode.RUN_ERROR)
+        assert result.message == "ValueError: no such thing"
+
+    def test_a_kill(self, folder: JobFolder, attempts: Attempts) -> None:
+        assert attempts.run("import os; os.kill(os.getpid(), 9)") == 137
+        result = result_of(folder)
+        assert (result.exit_code, result.outcome) == (-9, "FAILED")
+        assert result.reason_code is ReasonCode.WORKER_ERROR
+
     @pytest.mark.parametrize(
-        ("code", "exit_code", "outcome", "reason"),
+        ("code", "ending", "outcome", "reason"),
         [
-            ("raise ValueError('no such thing')", 1, "FAILED", ReasonCode.RUN_ERROR),
-            ("raise SystemExit(2)", 2, "FAILED", ReasonCode.BAD_INPUT),
-            ("raise SystemExit(75)", 75, "STOPPED", ReasonCode.USER_REQUEST),
-            ("import os; os.kill(os.getpid(), 9)", -9, "FAILED", ReasonCode.WORKER_ERROR),
-            ("raise SystemExit(137)", 137, "FAILED", ReasonCode.WORKER_ERROR),
+            (0, "USER_REQUEST", "SUCCEEDED", None),
+            (2, None, "FAILED", "BAD_INPUT"),
+            (3, None, "FAILED", "RUN_ERROR"),
+            (75, None, "STOPPED", "USER_REQUEST"),
+            (75, "PREEMPTED", "STOPPED", "PREEMPTED"),
+            (1, "PREEMPTED", "FAILED", "PREEMPTED"),
+            (-15, "USER_REQUEST", "STOPPED", "USER_REQUEST"),
+            (-9, "NODE_LOST", "FAILED", "NODE_LOST"),
+            (137, None, "FAILED", "WORKER_ERROR"),
         ],
     )
-    def test_other_ends(
-        self,
-        folder: JobFolder,
-        attempts: Attempts,
-        code: str,
-        exit_code: int,
-        outcome: str,
-        reason: ReasonCode,
+    def test_what_exit_codes_mean(
+        self, code: int, ending: str | None, outcome: str, reason: str | None
     ) -> None:
-        assert attempts.run(code) == (exit_code if exit_code > 0 else 128 - exit_code)
-        result = result_of(folder)
-        assert (result.exit_code, result.outcome, result.reason_code) == (
-            exit_code,
-            outcome,
-            reason,
-        )
-        if exit_code == 1:
-            assert result.message == "ValueError: no such thing"
+        result = judge(1, code, "x", None if ending is None else ReasonCode(ending))
+        assert (result.outcome, result.reason_code) == (outcome, reason)
 
     def test_an_entrypoint_that_cannot_be_run(self, folder: JobFolder, home: Path) -> None:
         words = [sys.executable, "-m", "stoplab_platform.supervisor", "--job", "j_1"]

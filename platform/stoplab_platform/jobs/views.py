@@ -10,7 +10,7 @@ from typing import Any
 
 from stoplab_platform.admission import QueueInfo
 from stoplab_platform.jobs.models import Event, Job
-from stoplab_platform.jobs.states import State, allowed_actions
+from stoplab_platform.jobs.states import ReasonCode, State, allowed_actions
 from stoplab_platform.paths import JobFolder, read_json
 from stoplab_platform.settings import Settings
 
@@ -61,17 +61,25 @@ def _status(
     waits = job.state is State.QUEUED and queue is not None
     return {
         "state": job.state.value,
-        "reason_code": job.reason_code,
+        "reason_code": _plain(job.reason_code),
         "message": job.message,
         "attempt": job.attempt,
         "progress": _file(folder.progress if job.kind in STUDIES else folder.run("run").progress),
         "queue": {"position": queue.position, "reason": queue.reason} if waits and queue else None,
         "allowed_actions": list(allowed_actions(job.state)),
         "history": [
-            {"state": str(event.to_state), "at": stamp(event.at), "reason_code": event.reason_code}
+            {
+                "state": str(event.to_state),
+                "at": stamp(event.at),
+                "reason_code": _plain(event.reason_code),
+            }
             for event in history
         ],
     }
+
+
+def _plain(code: ReasonCode | None) -> str | None:
+    return None if code is None else code.value
 
 
 def _mlflow(job: Job, folder: JobFolder, uri: str | None) -> str | None:
