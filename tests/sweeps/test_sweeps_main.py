@@ -23,7 +23,7 @@ from stoplab_sweeps.main import main
 from support_runs import TINY, tiny
 from support_studies import comparison, sweep
 
-DEADLINE_S = 240
+DEADLINE_S = 280
 CONFIGS = Path(__file__).parents[2] / "sweeps" / "configs"
 
 
@@ -89,7 +89,13 @@ class Driver:
             )
 
     def run(self) -> int:
-        return self.start().wait(DEADLINE_S)
+        process = self.start()
+        try:
+            return process.wait(DEADLINE_S)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def cells(self) -> dict[str, Cell]:
         return {cell.id: cell for cell in Ledger(self.folder).cells()}
@@ -122,6 +128,7 @@ def trial_process(folder: JobFolder, cell: str) -> psutil.Process:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 class TestUnderTune:
     def test_a_comparison_from_spec_to_verdict(
         self, tmp_path: Path, home: Path, mlflow_uri: str
@@ -201,10 +208,11 @@ class TestUnderTune:
     @pytest.mark.slow
     def test_cells_of_two_workers_train_under_ray_train(self, tmp_path: Path, home: Path) -> None:
         base = {"optim.epochs": 1, "compute.workers": 2, "compute.cpus_per_worker": 0.5}
-        spec = comparison(base, seeds=[0, 1], limits={"max_concurrent": 1})
+        spec = sweep(base, space={"positions.noise_std": {"grid": [0.1]}})
         driver = Driver(spec, tmp_path, home)
         assert driver.run() == Exit.OK, driver.log()
-        assert read_json(driver.folder.comparison)["certificate"]["passed"]
+        assert driver.cells()["p000-s0"].metrics["val/knn_top1"] > 0.1
+        assert (driver.folder.run("p000-s0").logs / "rank-1.log").exists()
 
     @pytest.mark.slow
     def test_a_run_that_fails_does_not_stop_the_others(self, tmp_path: Path, home: Path) -> None:

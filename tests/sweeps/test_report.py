@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from stoplab_platform.ledger import Cell, CellState
+from stoplab_sweeps.compare import result
+from stoplab_sweeps.report import (
+    comparison_markdown,
+    comparison_table,
+    failures,
+    sweep_table,
+    table,
+    trials_csv,
+)
+from support_studies import comparison, finished, sweep
+
+NOISE = "positions.noise_std"
+
+
+def pairs() -> list[Cell]:
+    values = {0: (0.50, 0.54), 1: (0.52, 0.57), 2: (0.48, 0.53)}
+    return [
+        finished(arm, seed, value)
+        for seed, pair in values.items()
+        for arm, value in zip(("deterministic", "stochastic"), pair, strict=True)
+    ]
+
+
+def point(noise: float, seed: int, value: float | None, **changes: Any) -> Cell:
+    metrics = {} if value is None else {"val/knn_top1": value}
+    state = CellState.FAILED if value is None else CellState.SUCCEEDED
+    cell = Cell(id=f"p{noise}-s{seed}", index=0, point={NOISE: noise}, seed=seed)
+    return cell.model_copy(update={"metrics": metrics, "state": state, **changes})
+
+
+def test_columns_are_aligned() -> None:
+    assert table(("a", "bb"), [("ccc", "d")]).splitlines() == ["a    bb", "ccc  d"]
+
+
+def test_a_comparison_shows_blocks_means_context_and_verdict() -> None:
+    judged = result(comparison(), pairs())
+    lines = comparison_table(judged).splitlines()
+    assert lines[0].split() == [
+        "seed",
+        "deterministic",
+        "stochastic",
+        "stochastic",
+        "-",
+        "deterministic",
+    ]
+    assert lines[1].split() == ["0", "0.5000", "0.5400", "+0.0400"]
+    assert lines[4].split() == ["mean", "0.5000", "0.5467", "+0.0467"]
+    assert any(line.startswith("init/knn_top1: 0.4000") for line in lines)
+    assert any(line.startswith("pixels/knn_top1: 0.9000") for line in lines)
+    assert lines[-1] == judged["sentence"] + "."
+
+
+def test_a_half_block_shows_what_is_missing() -> None:
+    lines = comparison_table(result(comparison(), pairs()[:-1])).splitlines()
+    assert lines[3].split() == ["2", "0.4800", "-", "-"]
+
+
+def test_the_page_names_pairing_and_baseline() -> None:
+    page = comparison_markdown(comparison(), result(comparison(), pairs()))
+    assert page.startswith("# pairs\n\n**stochastic is better than deterministic")
+    assert "| 0 | 0.5000 | 0.5400 | +0.0400 |" in page
+    assert "- pairing: paired, proved" in page
+    assert "- baseline: ijepa" in page
+
+
+def test_a_sweep_ranks_its_points_and_keeps_the_failed_last() -> None:
+    cells = [
+        point(0.1, 0, 0.5), point(0.1, 1, 0.6),
+        point(0.2, 0, 0.7), point(0.2, 1, None, error="ValueError: no"),
+        point(0.3, 0, None), point(0.3, 1, None),
+    ]  # fmt: skip
+    rows = [line.split() for line in sweep_table(sweep(), cells).splitlines()]
+    assert rows[1:] == [
+        ["noise_std=0.2", "0.7000", "1", "failed"],
+        ["noise_std=0.1", "0.5500", "0.0707", "2"],
+        ["noise_std=0.3", "-", "0", "failed"],
+    ]
+    least = sweep(objective={"metric": "val/knn_top1", "mode": "min"})
+    assert sweep_table(least, cells).splitlines()[1].startswith("noise_std=0.1")
+
+
+def test_failures_say_why_in_one_line() -> None:
+    cells = [point(0.1, 0, 0.5), point(0.2, 0, None, error="ValueError: no\nmore")]
+    lines = failures(cells).splitlines()
+    assert lines[1].split() == ["noise_std=0.2", "s0", "FAILED", "ValueError:", "no"]
+    assert failures(cells[:1]) == ""
+
+
+def test_the_csv_has_a_row_a_cell_and_a_column_a_number() -> None:
+    cells = [point(0.1, 0, 0.5), point(0.2, 0, None, error="with, comma")]
+    rows = list(csv.DictReader(io.StringIO(trials_csv(cells))))
+    assert [row[NOISE] for row in rows] == ["0.1", "0.2"]
+    assert [row["val/knn_top1"] for row in rows] == ["0.5", ""]
+    assert rows[1]["error"] == "with, comma"
