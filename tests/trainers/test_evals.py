@@ -309,6 +309,32 @@ def test_raw_pixels_are_judged_by_the_same_protocols_but_for_location(digits: Sp
     assert found["linear_top1"] > 0.95
 
 
+def test_pixels_are_judged_once_for_a_data_set_and_a_question(tmp_path: Path) -> None:
+    path = three_shards(tmp_path)
+    data, cache = EvalDataSpec(train=path, test=path), tmp_path / "cache"
+    found = load_splits(data, 16, cache)
+    first = judged(pixel_encoder(), found, [KNN])
+    (kept,) = (cache / "pixels").glob("*.json")
+    kept.write_text('{"knn_top1": 0.125}')
+    assert judged(pixel_encoder(), found, [KNN]) == {"knn_top1": 0.125}
+    assert judged(pixel_encoder(), found, [KNN], on="val") != {"knn_top1": 0.125}
+    assert judged(pixel_encoder(), found, [KnnEval(kind="knn", k=1)]) != {"knn_top1": 0.125}
+    assert judged(pixel_encoder(), load_splits(data, 8, cache), [KNN]) != {"knn_top1": 0.125}
+    assert judged(Patches(), found, [KNN]) != {"knn_top1": 0.125}
+    assert judged(Bank(pixel_encoder(), found), found, [KNN]) == {"knn_top1": 0.125}
+    kept.unlink()
+    assert judged(pixel_encoder(), found, [KNN]) == first
+
+
+def test_a_bank_serves_both_splits_with_one_look_at_the_images(digits: Splits) -> None:
+    encoder = Patches()
+    bank = Bank(encoder, digits)
+    protocols = [KNN, LINEAR, LOW_SHOT]
+    found = {on: judged(bank, digits, protocols, on) for on in ("val", "test")}
+    assert len(encoder.modes) == sum(-(-n // 256) for n in (1006, 251, 540))
+    assert found == {on: judged(encoder, digits, protocols, on) for on in ("val", "test")}
+
+
 @pytest.mark.parametrize("on", ["val", "test"])
 def test_an_evaluation_names_its_metrics_and_repeats_itself(digits: Splits, on: str) -> None:
     first = judged(Patches(), digits, ALL, on=on)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from stoplab_trainers.data.loader import normalise
 from stoplab_trainers.evals.splits import Split, Splits
 
 BATCH = 256
+PATCH_IMAGES = 256  # of a split whose patches are looked at
 Features = NDArray[np.float32]
 Part = Literal["train", "val", "test"]
 On = Literal["val", "test"]
+T = TypeVar("T")
 
 
 @runtime_checkable  # the shape checks of the tests look at instances
@@ -41,32 +43,43 @@ class Pixels:
 
 
 class Bank:
-    """One encoder's features of the splits, made on first use, and the labels beside them."""
+    """What is known of one encoder, as its weights are now: features, and probes fitted on them.
+
+    Everything is made on first use and kept, for all protocols and both judged splits.
+    """
 
     def __init__(self, encoder: FrozenEncoder, splits: Splits) -> None:
-        self._encoder, self._splits = encoder, splits
-        self._features: dict[Part, Features] = {}
+        self.encoder, self.splits = encoder, splits
+        self._kept: dict[tuple[str, ...], Any] = {}
 
     def features(self, part: Part) -> Features:
         """One row an image: [n, d]."""
-        if part not in self._features:
-            batches = self._split(part).batches(BATCH)
-            self._features[part] = _run(self._encoder, self._encoder.features, batches)
-        return self._features[part]
+
+        def make() -> Features:
+            return _run(self.encoder, self.encoder.features, self._split(part).batches(BATCH))
+
+        return self.once(("features", part), make)
+
+    def patches(self, part: Part) -> Features | None:
+        """Patch features of the first images: [n, patches, d]; None if there are none."""
+        if not isinstance(self.encoder, nn.Module):
+            return None
+        first = next(self._split(part).batches(PATCH_IMAGES))
+        return _run(self.encoder, self.encoder, torch.split(first, BATCH))
 
     def labels(self, part: Part) -> NDArray[np.int64]:
         """Class indices: [n]."""
         return self._split(part).labels
 
-    def patches(self, part: Part, images: int) -> Features | None:
-        """Patch features of the first ``images``: [n, patches, d]; None if there are none."""
-        if not isinstance(self._encoder, nn.Module):
-            return None
-        first = next(self._split(part).batches(images))
-        return _run(self._encoder, self._encoder, torch.split(first, BATCH))
+    def once(self, name: tuple[str, ...], make: Callable[[], T]) -> T:
+        """What ``make`` gives, made the first time that ``name`` is asked for."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        kept: T = self._kept[name]
+        return kept
 
     def _split(self, part: Part) -> Split:
-        split: Split = getattr(self._splits, part)
+        split: Split = getattr(self.splits, part)
         return split
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from stoplab_platform.specs.evals import LinearEval
 from stoplab_trainers.evals.features import Bank, On
@@ -23,23 +24,33 @@ Labels = NDArray[np.int64]
 
 def linear(protocol: LinearEval, bank: Bank, on: On, seed: int) -> Outcome:
     """Fitted on the training split; strength chosen on the validation split."""
-    everything = np.arange(len(bank.labels("train")))
-    predictions, strength = probe(bank, everything, on)
+    found = bank.once(("linear",), lambda: Probe(bank, np.arange(len(bank.labels("train")))))
+    predictions = found.predict(on)
     top1 = accuracy(predictions, bank.labels(on))
-    return Outcome({"linear_top1": top1}, predictions, {"C": strength})
+    return Outcome({"linear_top1": top1}, predictions, {"C": found.strength})
 
 
-def probe(bank: Bank, rows: NDArray[np.int64], on: On) -> tuple[Labels, float]:
-    """Predictions for the split ``on`` after fitting ``rows`` of the training split, and C.
+class Probe:
+    """A classifier fitted on some ``rows`` of the training split.
 
-    Features are standardised by the statistics of the fitted rows alone; of equally good
-    strengths the strongest penalty wins.
+    Features are standardised by the statistics of these rows alone; of equally good strengths
+    the strongest penalty wins.
     """
-    scaler = StandardScaler().fit(bank.features("train")[rows])
-    train = torch.from_numpy(scaler.transform(bank.features("train")[rows]))
-    val = torch.from_numpy(scaler.transform(bank.features("val")))
-    judged = val if on == "val" else torch.from_numpy(scaler.transform(bank.features(on)))
-    fits = fit_path(train, torch.from_numpy(bank.labels("train")[rows]), STRENGTHS)
-    best = max(fits, key=lambda fit: accuracy(fit.predict(val).numpy(), bank.labels("val")))
-    predictions: Labels = best.predict(judged).numpy()
-    return predictions, best.strength
+
+    def __init__(self, bank: Bank, rows: NDArray[np.int64]) -> None:
+        self._bank = bank
+        features = bank.features("train")[rows]
+        self._scaler = StandardScaler().fit(features)
+        standardised = torch.from_numpy(self._scaler.transform(features))
+        fits = fit_path(standardised, torch.from_numpy(bank.labels("train")[rows]), STRENGTHS)
+        val, truth = self._standardised("val"), bank.labels("val")
+        self._fit = max(fits, key=lambda fit: accuracy(fit.predict(val).numpy(), truth))
+        self.strength = self._fit.strength
+
+    def predict(self, on: On) -> Labels:
+        """Each image's class: [n]."""
+        predictions: Labels = self._fit.predict(self._standardised(on)).numpy()
+        return predictions
+
+    def _standardised(self, on: On) -> Tensor:
+        return torch.from_numpy(self._scaler.transform(self._bank.features(on)))

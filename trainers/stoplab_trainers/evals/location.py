@@ -19,12 +19,11 @@ from stoplab_trainers.evals.features import Bank, Features, On
 from stoplab_trainers.evals.outcome import Outcome
 
 STRENGTHS = (1.0, 1e2, 1e4)  # of the ridge
-IMAGES = 256  # of each split
 
 
 def location(protocol: LocationEval, bank: Bank, on: On, seed: int) -> Outcome:
     """R2 of a ridge regression, mean of row and column; nothing where there are no patches."""
-    train, val, judged = (bank.patches(part, IMAGES) for part in ("train", "val", on))
+    train, val, judged = (bank.patches(part) for part in ("train", "val", on))
     if train is None or val is None or judged is None:
         return Outcome({})
     scaler = StandardScaler().fit(_rows(train))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.randomness import Stream, generator
 from stoplab_platform.specs.evals import LowShotEval
 from stoplab_trainers.evals.features import Bank, On
-from stoplab_trainers.evals.linear import probe
+from stoplab_trainers.evals.linear import Probe
 from stoplab_trainers.evals.outcome import Outcome, accuracy
 
 
@@ -18,10 +20,12 @@ def low_shot(protocol: LowShotEval, bank: Bank, on: On, seed: int) -> Outcome:
     The strength is chosen on the whole validation split, which few labels would not afford:
     the same for all encoders, but not the published one-percent protocol, which fixes it.
     """
+    amount = f"{protocol.fraction} {protocol.per_class}"
     scores, predictions = [], None
     for draw in range(protocol.draws):
         rows = draw_rows(bank.labels("train"), protocol, seed, draw)
-        predictions, _ = probe(bank, rows, on)
+        name = ("low_shot", amount, str(seed), str(draw))
+        predictions = bank.once(name, partial(Probe, bank, rows)).predict(on)
         scores.append(accuracy(predictions, bank.labels(on)))
     return Outcome({"low_shot_top1": float(np.mean(scores))}, predictions)
 

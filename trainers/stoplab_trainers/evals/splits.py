@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stoplab_platform.errors import DataError
+from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.data import EvalDataSpec
 from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.shards import ShardSet
@@ -66,6 +67,10 @@ class Splits:
     train: Split
     val: Split
     test: Split
+    fingerprint: str
+    """Of what the shards hold, how they are split, and the size they are shown at."""
+    cache: Path
+    """Where results about these splits are remembered."""
 
 
 @lru_cache(maxsize=2)
@@ -86,6 +91,10 @@ def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
         train=Split(train, fitted, image_size),
         val=Split(val, held_out, image_size),
         test=Split(test, np.arange(len(test)), image_size),
+        fingerprint=canonical_digest(
+            [train.fingerprint, val.fingerprint, test.fingerprint, len(held_out), image_size]
+        ),
+        cache=cache,
     )
 
 
