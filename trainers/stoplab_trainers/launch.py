@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ log = logging.getLogger("stoplab")
 
 # Errors of the input or of our own code: they would only repeat themselves.
 HOPELESS = (StoplabError, ValueError, TypeError, LookupError, AssertionError)
+WATCH_S = 3.0  # seconds between two looks at the workers' progress
 
 
 class TrainingFailed(StoplabError):
@@ -54,7 +56,8 @@ def execute(
     if finished is not None:
         return finished
     if spec.compute.workers > 1:
-        return _under_ray_train(spec, folder, identity, stop_file)
+        with _watched(folder, on_progress):
+            return _under_ray_train(spec, folder, identity, stop_file)
     with rank_log(folder, 0):
         world = World(device=_device(spec))
         summary = run_rank(
@@ -90,6 +93,32 @@ def _device(spec: RunSpec) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError("compute.gpus_per_worker asks for a GPU, and torch sees none here")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def _watched(folder: RunFolder, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
+    """Tell the driver's log, and whoever asked, how far the workers of the block are."""
+    over = threading.Event()
+
+    def watch() -> None:
+        told = None
+        while not over.wait(WATCH_S):
+            progress = read_json(folder.progress)
+            if progress is not None and progress != told:
+                told = progress
+                log.info(
+                    "step %(step)d/%(steps)d  epoch %(epoch)d  %(samples_per_s)s images/s", progress
+                )
+                if on_progress:
+                    on_progress(progress)
+
+    thread = threading.Thread(target=watch, name="stoplab-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _under_ray_train(
@@ -150,6 +179,7 @@ def _worker(config: dict[str, Any]) -> None:
     if _end_note(folder).exists():
         return  # a restart after an error that would only repeat itself
     _own_output(folder, rank)
+    log.propagate = False  # Ray's own handler would write each line a second time
     spec = RunSpec.model_validate(config["spec"])
     world = World(rank, get_context().get_world_size(), _device(spec))
     stop_file = Path(config["stop_file"]) if config["stop_file"] else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.specs.evals import Protocol
+from stoplab_trainers.evals.features import Bank, FrozenEncoder, On
 from stoplab_trainers.evals.suite import evaluate, load_splits, pixel_encoder
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import build_model
@@ -23,31 +23,25 @@ class Scores:
         self._splits = load_splits(data, spec.data.image_size, cache)
 
     def of(
-        self, encoder: Encoder, protocols: Sequence[Protocol], *, on: Literal["val", "test"]
+        self,
+        encoder: FrozenEncoder | Bank,
+        protocols: Sequence[Protocol],
+        *,
+        on: On,
+        prefix: str | None = None,
     ) -> dict[str, float]:
-        """Metrics of an encoder, named `val/…` or `test/…`."""
-        return self._named(on, evaluate(encoder, protocols, self._splits, on=on, seed=self._seed))
+        """Metrics of an encoder, named `val/…` or `test/…` unless a prefix is given."""
+        found = evaluate(encoder, protocols, self._splits, on=on, seed=self._spec.seed)
+        return {f"{prefix or on}/{name}": value for name, value in found.items()}
 
     def final(self, encoder: Encoder) -> dict[str, float]:
         """All protocols: on both splits, and on the test split untrained and on raw pixels."""
-        protocols, splits = self._spec.evals, self._splits
-        untrained = build_model(self._spec).encoder
-        pixels = pixel_encoder()
+        spec, protocols = self._spec, self._spec.evals
+        trained = Bank(encoder, self._splits)
+        untrained = build_model(spec).encoder.to(next(encoder.parameters()).device)
         return {
-            **self.of(encoder, protocols, on="val"),
-            **self.of(encoder, protocols, on="test"),
-            **self._named(
-                "init", evaluate(untrained, protocols, splits, on="test", seed=self._seed)
-            ),
-            **self._named(
-                "pixels", evaluate(pixels, protocols, splits, on="test", seed=self._seed)
-            ),
+            **self.of(trained, protocols, on="val"),
+            **self.of(trained, protocols, on="test"),
+            **self.of(untrained, protocols, on="test", prefix="init"),
+            **self.of(pixel_encoder(), protocols, on="test", prefix="pixels"),
         }
-
-    @property
-    def _seed(self) -> int:
-        return self._spec.seed
-
-    @staticmethod
-    def _named(prefix: str, values: dict[str, float]) -> dict[str, float]:
-        return {f"{prefix}/{name}": value for name, value in values.items()}
