@@ -109,7 +109,7 @@ def sentence(judged: Mapping[str, Any]) -> str:
         return f"{other} and {reference} are equivalent within {judged['min_effect']:g}: {seen}"
     more = judged["more_seeds_for_80_power"]
     advice = (
-        f"about {more} more seeds for 80 % power"
+        f"about {more} more seed{'s' if more > 1 else ''} for 80 % power"
         if more
         else "these seeds had 80 % power for a difference of this size"
         if more == 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stoplab_platform.ledger import Cell
+from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.paths import JobFolder, write_atomic, write_json
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
 from stoplab_sweeps.cells import StudySpec
@@ -36,6 +36,8 @@ def sum_up(spec: StudySpec, folder: JobFolder, cells: Sequence[Cell]) -> Outcome
     write_atomic(folder.trials, trials_csv(cells))
     if bad := failures(cells):
         print(f"\n{bad}", flush=True)
+    if not any(cell.state is CellState.SUCCEEDED for cell in cells):
+        return Outcome({}, [folder.trials])
     if isinstance(spec, ComparisonSpec):
         return _compared(spec, folder, cells)
     print(f"\n{sweep_table(spec, cells)}\n", flush=True)
