@@ -222,7 +222,7 @@ class TestJobs:
         assert document("jobs", "comparison", job)["delta"] == -0.012
         text = stoplab("jobs", "comparison", job).stdout
         assert "-1.2 points of test/knn_top1, 95 % interval -3.0 to +0.6" in text
-        assert "Verdict: inconclusive." in text
+        assert "Verdict: inconclusive, these runs do not tell stochastic from deterministic" in text
 
     def test_watching_ends_as_the_job_does(
         self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -267,9 +267,23 @@ class TestForeground:
         assert result.exit_code == 2
         assert "another spec" in result.stderr
 
+    def test_a_run_that_fails_says_why(self, home: Path, tmp_path: Path) -> None:
+        """A whole run, refused by itself: its code is ours, its output goes to stderr."""
+        bad = {**SPEC, "data": {"train": "none-{0..1}.tar", "image_size": 16}, "evals": []}
+        command = Stoplab(home, tmp_path)
+        told = command.json("train", written(tmp_path / "bad.yaml", bad), code=2)
+        assert told["outcome"] == "FAILED"
+        assert "none-0.tar" in told["error"]
+        folder = Path(told["folder"])
+        assert folder == home / "jobs" / told["job_id"]
+        assert yaml.safe_load((folder / "spec.yaml").read_text())["data"]["train"] == str(
+            tmp_path / "none-{0..1}.tar"
+        )
+
+    @pytest.mark.slow
     def test_interrupt_then_resume(self, home: Path, tmp_path: Path, mlflow_uri: str) -> None:
         """Ctrl-C saves; the same command with --resume goes on and prints one document."""
-        run = {**TINY, "evals": [], "optim": {**TINY["optim"], "epochs": 30}}
+        run = {**TINY, "evals": [], "optim": {**TINY["optim"], "epochs": 20}}
         spec = written(tmp_path / "run.yaml", run)
         command = Stoplab(home, tmp_path, {"MLFLOW_TRACKING_URI": mlflow_uri})
         process = command.start("train", spec)
@@ -282,7 +296,7 @@ class TestForeground:
         job = progress.parents[2].name
         assert f"--resume {job}" in err
         assert job in out
-        steps = 30 * 19
+        steps = 20 * 19
         assert json.loads(progress.read_text())["step"] < steps
         done = command.json("train", spec, "--resume", job)
         assert done["job_id"] == job
@@ -308,6 +322,7 @@ def comparison() -> dict[str, Any]:
         "stochastic": {"mean": 0.698, "std": None, "n": 3},
     }
     return {
-        "metric": "test/knn_top1", "reference": "deterministic", "arms": arms, **one,
+        "metric": "test/knn_top1", "min_effect": 0.005, "reference": "deterministic",
+        "arms": arms, **one,
         "comparisons": {"stochastic": one}, "sentence": "inconclusive",
     }  # fmt: skip

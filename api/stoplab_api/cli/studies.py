@@ -42,18 +42,31 @@ def print_comparison(result: Mapping[str, Any]) -> None:
 
 
 def print_verdict(result: Mapping[str, Any]) -> None:
-    """Difference, interval and verdict, in a sentence for each arm."""
-    for arm, one in result.get("comparisons", {"": result}).items():
-        if one["delta"] is None or one["ci95"] is None:
-            print_text(f"{arm}: {one['verdict']}, too few complete blocks for an interval")
-            continue
-        low, high = one["ci95"]
-        print_text(
-            f"{arm} minus {result['reference']}: {points(one['delta'])} points of "
-            f"{result['metric']}, 95 % interval {points(low)} to {points(high)}, "
-            f"{one['n_blocks']} pairs: {one['verdict']}"
-        )
-    print_text(f"Verdict: {result.get('sentence', result['verdict'])}.")
+    """Difference, interval and verdict of each arm, in sentences."""
+    reference = result["reference"]
+    for arm, one in result["comparisons"].items():
+        if one["delta"] is not None and one["ci95"] is not None:
+            low, high = one["ci95"]
+            print_text(
+                f"{arm} minus {reference}: {points(one['delta'])} points of {result['metric']}, "
+                f"95 % interval {points(low)} to {points(high)}, {one['n_blocks']} pairs of runs."
+            )
+        print_text(f"Verdict: {_verdict(arm, one, result)}.")
+
+
+def _verdict(arm: str, one: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    reference, smallest = result["reference"], f"{100 * result['min_effect']:g} points"
+    match one["verdict"]:
+        case "better" | "worse" as word:
+            return f"{arm} is {word} than {reference}"
+        case "equivalent":
+            return f"{arm} and {reference} are equivalent: they differ by less than {smallest}"
+        case "inconclusive":
+            more = one.get("more_seeds_for_80_power")
+            advice = f"; about {more} more seeds would be needed" if more else ""
+            return f"inconclusive, these runs do not tell {arm} from {reference}{advice}"
+        case _:
+            return str(result["sentence"])
 
 
 def points(value: float) -> str:

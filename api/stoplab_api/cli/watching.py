@@ -78,7 +78,7 @@ class Watcher:
 
 
 def watch(
-    client: Client, job_id: str, *, also: Callable[[], None] | None = None, poll_s: float = 0.5
+    client: Client, job_id: str, *, also: Callable[[], None] | None = None, poll_s: float = 1.0
 ) -> JobBody:
     """Show a job until it has ended or paused; ``also`` is called at every look."""
     last: list[JobBody] = []
