@@ -6,7 +6,10 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
+from importlib import import_module
+from importlib.abc import MetaPathFinder
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,8 +19,25 @@ import pytest
 from filelock import FileLock
 from jaxtyping import install_import_hook
 
+
+class HeavyFirst(MetaPathFinder):
+    """Imports what the trainers stand on before the first of them.
+
+    What is imported while a checked module runs has bytecode of its own, so torch would be
+    compiled anew.
+    """
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        """Find nothing, ever."""
+        if fullname.startswith("stoplab_trainers."):
+            sys.meta_path.remove(self)
+            for name in ("torch", "timm", "ray", "matplotlib.figure", "sklearn.preprocessing"):
+                import_module(name)
+
+
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 install_import_hook("stoplab_trainers", "beartype.beartype")
+sys.meta_path.insert(0, HeavyFirst())
 
 GOLDEN = Path(__file__).parent / "golden"
 OUTSIDE = (
