@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support_runs import tiny
 
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, StepReport, steps, train
+from support_runs import tiny
 
 
 @pytest.fixture(scope="module")

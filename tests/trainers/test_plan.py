@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from stoplab_platform.errors import DataError
 from stoplab_trainers.data.plan import Plan, share
 
-
 Facts = tuple[list[int], int, int, int | None]  # counts, batch size, seed, window
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support_runs import TINY
 
 from stoplab_platform.exits import Exit
 from stoplab_platform.paths import JobFolder, read_json
 from stoplab_trainers.main import main
+from support_runs import TINY
 
 
 def written(path: Path, data: object) -> str:
