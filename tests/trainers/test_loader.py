@@ -13,6 +13,7 @@ import torch
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.data import DataSpec
+from stoplab_trainers.data import decode as decode_module
 from stoplab_trainers.data import loader
 from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.loader import Batch, batches, normalise
@@ -112,7 +113,7 @@ def test_what_is_kept_in_memory_changes_no_result(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[bytes] = []
-    monkeypatch.setattr(loader, "decode", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
     kept = list(made(shards))
     assert len(decoded) == len(shards)
     monkeypatch.setattr(loader, "KEEP_BYTES", 20 * 24 * 32 * 3)  # two thirds of the set
@@ -124,7 +125,7 @@ def test_what_is_kept_in_memory_changes_no_result(
 def test_only_few_batches_are_made_ahead(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "KEEP_BYTES", 0)
     decoded: list[bytes] = []
-    monkeypatch.setattr(loader, "decode", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
     feed = made(shards, threads=2, stop=1000)
     list(islice(feed, 3))
     assert len(decoded) <= (3 + loader.AHEAD) * BATCH

@@ -157,10 +157,11 @@ def test_an_index_is_read_once_and_again_when_the_shard_changes(
         ("{tmp}/no*.tar", "matches no shard"),
         ("{tmp}/empty", "matches no shard"),
         ([], "no shards"),
-        (["{tmp}/real.tar", "{tmp}/real.tar"], "named more than once"),
+        (["{tmp}/real.tar", "{tmp}/real.tar"], r"real\.tar is named 2 times"),
         ("pipe:cat {tmp}/real.tar", "commands are not run"),
         ("zip://a.tar::memory://b.zip", "no others"),
         ("ftp://host/a.tar", "no others"),
+        ("abfs://box/a.tar", "adlfs"),
         ("memory://nothing/a.tar", "does not exist"),
         ("{tmp}/real.tar}}{{", "braces|do not exist"),
         ("digits/val", "splits train, test"),
@@ -227,7 +228,7 @@ def test_a_shard_that_shrinks_while_in_use_is_noticed(tmp_path: Path, cache: Pat
     path = shard(tmp_path / "a.tar", range(6))
     shards = ShardSet.open(str(path), cache)
     os.truncate(path, 2048)
-    with pytest.raises(DataError, match=r"'s0005' in .*changed while in use"):
+    with pytest.raises(DataError, match=r"a\.tar changed while in use"):
         shards.read(5)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.data import DataSpec
+from stoplab_trainers.data.shards import ShardSet
 
 Pixels = NDArray[np.uint8]
 
@@ -27,6 +28,14 @@ NUM_UNIFORMS = 2 * ATTEMPTS + 6
 ASPECT = (3 / 4, 4 / 3)
 BLUR_STD = (0.1, 2.0)
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
+
+
+def decoded(shards: ShardSet, sample_id: int) -> Pixels:
+    """A sample's image in RGB: [height, width, 3]. DataError names the sample."""
+    try:
+        return decode(shards.read(sample_id))
+    except DataError as error:
+        raise DataError(f"sample {shards.name(sample_id)}: {error}") from error
 
 
 def decode(data: bytes) -> Pixels:

@@ -14,10 +14,9 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stoplab_platform.errors import DataError
 from stoplab_platform.randomness import Stream, row_keys, uniforms
 from stoplab_platform.specs.data import DataSpec
-from stoplab_trainers.data.decode import NUM_UNIFORMS, Pixels, decode, random_crop
+from stoplab_trainers.data.decode import NUM_UNIFORMS, Pixels, decoded, random_crop
 from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.shards import ShardSet
 
@@ -46,11 +45,13 @@ def batches(
     world: int,
     start_step: int,
     stop_step: int,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """The batches of the steps from ``start_step`` to before ``stop_step``.
 
     A crop depends on the seed, the epoch and the sample, on nothing else. DataError names the
-    sample that cannot be read. Closing the generator ends its threads.
+    sample that cannot be read. Closing the generator ends its threads. ``pin_memory`` lets a
+    copy to a GPU run beside it.
     """
     images = Images(shards)
     making: deque[_Making] = deque()
@@ -61,7 +62,12 @@ def batches(
                 yield making.popleft().result()
             ids = plan.ids(step)
             ids = ids[share(len(ids), rank, world)]
-            making.append(_Making(pool, images, data, seed, plan.epoch(step), step, ids))
+            draws = uniforms(
+                row_keys(seed, Stream.AUGMENT, plan.epoch(step), rows=ids), NUM_UNIFORMS
+            )
+            side = data.image_size
+            room = torch.empty((len(ids), 3, side, side), dtype=torch.uint8, pin_memory=pin_memory)
+            making.append(_Making(pool, images, data, draws, Batch(step, ids, room)))
         while making:
             yield making.popleft().result()
     finally:
@@ -87,10 +93,7 @@ class Images:
         return self._decoded(sample_id) if pixels is None else pixels
 
     def _decoded(self, sample_id: int) -> Pixels:
-        try:
-            pixels = decode(self._shards.read(sample_id))
-        except DataError as error:
-            raise DataError(f"sample {self._shards.name(sample_id)}: {error}") from error
+        pixels = decoded(self._shards, sample_id)
         # A set whose images are like this one would not fit: then none is worth keeping.
         if pixels.nbytes * len(self._shards) <= KEEP_BYTES and pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
@@ -106,18 +109,14 @@ class _Making:
         pool: ThreadPoolExecutor,
         images: Images,
         data: DataSpec,
-        seed: int,
-        epoch: int,
-        step: int,
-        ids: NDArray[np.int64],
+        draws: NDArray[np.float64],
+        batch: Batch,
     ) -> None:
-        self._images, self._data = images, data
-        self._draws = uniforms(row_keys(seed, Stream.AUGMENT, epoch, rows=ids), NUM_UNIFORMS)
-        side = data.image_size
-        self._batch = Batch(step, ids, torch.empty((len(ids), 3, side, side), dtype=torch.uint8))
-        num_parts = max(data.loader_threads, len(ids) // PART)
-        parts = np.array_split(np.arange(len(ids)), min(num_parts, len(ids)))
-        self._parts: list[Future[None]] = [pool.submit(self._fill, rows) for rows in parts]
+        self._images, self._data, self._draws, self._batch = images, data, draws, batch
+        rows = np.arange(len(batch.ids))
+        num_parts = max(data.loader_threads, len(rows) // PART)
+        parts = np.array_split(rows, min(num_parts, len(rows)))
+        self._parts: list[Future[None]] = [pool.submit(self._fill, part) for part in parts]
 
     def result(self) -> Batch:
         for part in self._parts:

@@ -79,7 +79,7 @@ class ShardSet:
         size = int(index.sizes[row])
         data = self._file(self._shards[shard].path).read(size, int(index.offsets[row]))
         if len(data) < size:
-            raise DataError(f"{self.name(sample_id)}: the shard changed while in use")
+            raise DataError(f"the shard {self._shards[shard].path} changed while in use")
         return data
 
     def _place(self, sample_id: int) -> tuple[int, int]:

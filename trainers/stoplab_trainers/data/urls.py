@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import fsspec
 from braceexpand import braceexpand
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from stoplab_platform.errors import DataError
 from stoplab_trainers.data.cache import locked, replacing
@@ -41,11 +44,9 @@ def local_shards(urls: str | Sequence[str], cache: Path) -> list[LocalShard]:
     names = [name for url in listed for name in _expand(url, cache)]
     if not names:
         raise DataError(f"no shards: {urls!r} names none")
-    repeated = (
-        {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
-    )
-    if repeated:
-        raise DataError(f"shards named more than once: {', '.join(sorted(repeated)[:3])}")
+    most_common, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"the shard {most_common} is named {times} times")
     missing = [name for name in names if "://" not in name and not Path(name).is_file()]
     if missing:
         raise DataError(
@@ -73,7 +74,7 @@ def _listed(name: str) -> list[str]:
     if name.startswith("pipe:"):
         raise DataError(f"{name!r}: shards are files or URLs; commands are not run")
     path = Path(name).expanduser()
-    if has_magic(name):
+    if has_magic(name) and not path.exists():
         found = sorted(glob(str(path)))
     elif path.is_dir():
         found = sorted(str(file) for file in path.iterdir() if file.name.endswith(ENDINGS))
@@ -90,7 +91,7 @@ def _listed_remote(name: str) -> list[str]:
         raise DataError(f"{name!r}: URLs of {', '.join(SCHEMES)} can be read, no others")
     if not has_magic(name):
         return [name]
-    files, pattern = fsspec.core.url_to_fs(name)
+    files, pattern = _file_system(name)
     found = sorted(files.unstrip_protocol(path) for path in files.glob(pattern))
     if not found:
         raise DataError(f"{name!r} matches no shard")
@@ -101,8 +102,8 @@ def _fetched(name: str, cache: Path) -> Path:
     """The shard as a local file; a remote one is copied once for each of its versions."""
     if "://" not in name:
         return Path(name)
-    files, path = fsspec.core.url_to_fs(name)
-    if files.protocol in ("file", ("file", "local")):
+    files, path = _file_system(name)
+    if isinstance(files, LocalFileSystem):
         return Path(path)
     try:
         info = files.info(path)
@@ -117,6 +118,14 @@ def _fetched(name: str, cache: Path) -> Path:
             with files.open(path, "rb") as source, replacing(copy) as target:
                 shutil.copyfileobj(source, target, CHUNK)
     return copy
+
+
+def _file_system(name: str) -> tuple[AbstractFileSystem, str]:
+    try:
+        files, path = fsspec.core.url_to_fs(name)
+    except ImportError as error:  # the scheme's own package is not installed
+        raise DataError(f"{name}: {error}") from error
+    return files, path
 
 
 def _unpacked(path: Path, cache: Path) -> Path:

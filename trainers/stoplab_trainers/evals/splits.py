@@ -19,7 +19,7 @@ from torch import Tensor
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.data import EvalDataSpec
-from stoplab_trainers.data.decode import decode, whole
+from stoplab_trainers.data.decode import decoded, whole
 from stoplab_trainers.data.shards import ShardSet
 
 KEEP_BYTES = 512 << 20  # of a split's pixels
@@ -54,10 +54,7 @@ class Split:
                 yield torch.stack(list(pool.map(self._image, ids.tolist())))
 
     def _image(self, sample_id: int) -> UInt8[Tensor, "3 s s"]:
-        try:
-            return whole(decode(self._shards.read(sample_id)), self._size)
-        except DataError as error:
-            raise DataError(f"sample {self._shards.name(sample_id)}: {error}") from error
+        return whole(decoded(self._shards, sample_id), self._size)
 
 
 @dataclass(frozen=True)
