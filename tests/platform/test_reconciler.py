@@ -13,15 +13,11 @@ import psutil
 import pytest
 
 from stoplab_platform import settle
-from stoplab_platform.attempts import adopt_cells
 from stoplab_platform.errors import RunnerUnavailable, StoreUnavailable, TrackerUnavailable
-from stoplab_platform.fence import owner
 from stoplab_platform.handoff import GRACE_S
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import ACTIVE, ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder
 from stoplab_platform.reconciler import Reconciler
 from stoplab_platform.runner.base import Launch, Observed
 from stoplab_platform.runner.local import LocalRunner
@@ -37,7 +33,7 @@ from support_jobs import (
     supervisors,
     trainer,
 )
-from support_store import ADMIN, compare_spec, lab_settings, open_store, run_spec, wait_for
+from support_store import ADMIN, lab_settings, open_store, run_spec, wait_for
 
 Told = list[tuple[str, str]]
 
@@ -394,28 +390,3 @@ def with_file_for_folder(lab: Lab, job: Job) -> None:
     if folder.exists():
         folder.rename(jobs / "aside")
     folder.touch()
-
-
-def test_a_retry_adopts_finished_cells(tmp_path: Path) -> None:
-    source, target = JobFolder(tmp_path / "old"), JobFolder(tmp_path / "new")
-    Ledger(source).plan([Cell(id=name, index=n, seed=0) for n, name in enumerate("abc")])
-    Ledger(source).update("a", state=CellState.SUCCEEDED, metrics={"test/linear_top1": 0.5})
-    Ledger(source).update("b", state=CellState.FAILED)
-    source.run("a").root.mkdir(parents=True)
-    source.run("a").summary.write_text("{}")
-    adopt_cells(source, target)
-    (cell,) = Ledger(target).cells()
-    assert cell == Ledger(source).get("a")
-    assert target.run("a").summary.read_text() == "{}"
-
-
-def test_a_retry_starts_with_them(home: Path) -> None:
-    with running_lab(home, script("pass")) as lab:
-        first = lab.jobs.submit(ADMIN, compare_spec()).job
-        lab.wait(first, State.SUCCEEDED)
-        Ledger(lab.folder(first)).plan([Cell(id="x-s0", index=0, seed=0)])
-        Ledger(lab.folder(first)).update("x-s0", state=CellState.SUCCEEDED)
-        second = lab.jobs.retry(ADMIN, first.id).job
-        lab.wait(second, State.SUCCEEDED)
-        assert [cell.id for cell in Ledger(lab.folder(second)).cells()] == ["x-s0"]
-        assert owner(lab.folder(second)) == 1

@@ -1,0 +1,46 @@
+"""A retry is a new job that keeps what the old one has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stoplab_platform import settle
+from stoplab_platform.attempts import adopt_cells
+from stoplab_platform.fence import owner
+from stoplab_platform.jobs.states import State
+from stoplab_platform.ledger import Cell, CellState, Ledger
+from stoplab_platform.paths import JobFolder
+from support_jobs import running_lab, script
+from support_store import ADMIN, compare_spec
+
+
+@pytest.fixture(autouse=True)
+def _quiet_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle.tracking, "finish_runs", lambda *_: 0)
+
+
+def test_a_retry_adopts_finished_cells(tmp_path: Path) -> None:
+    source, target = JobFolder(tmp_path / "old"), JobFolder(tmp_path / "new")
+    Ledger(source).plan([Cell(id=name, index=n, seed=0) for n, name in enumerate("abc")])
+    Ledger(source).update("a", state=CellState.SUCCEEDED, metrics={"test/linear_top1": 0.5})
+    Ledger(source).update("b", state=CellState.FAILED)
+    source.run("a").root.mkdir(parents=True)
+    source.run("a").summary.write_text("{}")
+    adopt_cells(source, target)
+    (cell,) = Ledger(target).cells()
+    assert cell == Ledger(source).get("a")
+    assert target.run("a").summary.read_text() == "{}"
+
+
+def test_a_retry_starts_with_them(home: Path) -> None:
+    with running_lab(home, script("pass")) as lab:
+        first = lab.jobs.submit(ADMIN, compare_spec()).job
+        lab.wait(first, State.SUCCEEDED)
+        Ledger(lab.folder(first)).plan([Cell(id="x-s0", index=0, seed=0)])
+        Ledger(lab.folder(first)).update("x-s0", state=CellState.SUCCEEDED)
+        second = lab.jobs.retry(ADMIN, first.id).job
+        lab.wait(second, State.SUCCEEDED)
+        assert [cell.id for cell in Ledger(lab.folder(second)).cells()] == ["x-s0"]
+        assert owner(lab.folder(second)) == 1
