@@ -272,7 +272,9 @@ class TestRealLabs:
             foreground = stack.enter_context(other.start("up", "--port", 0))
             stack.callback(foreground.kill)
             detached = lab.json("up", "--detach", "--port", 0)
-            until(lambda: httpx.get(_api(other), trust_env=False).is_success, 240)
+            assert foreground.stdout is not None
+            assert foreground.stdout.readline(), "it says where it is once all parts answer"
+            assert httpx.get(_api(other), trust_env=False).is_success
             ports = [*lab.lab()["ports"].values(), *other.lab()["ports"].values()]
             assert len(set(ports)) == len(ports)
             foreground.send_signal(signal.SIGTERM)
