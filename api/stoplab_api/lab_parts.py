@@ -137,7 +137,10 @@ def _api_command(place: Place) -> list[str]:
 
 def _ray_is_ready(place: Place) -> bool:
     """Ray Jobs answers, and the head has joined its own cluster."""
-    token = {"Authorization": f"Bearer {place.home.ray_token_file.read_text().strip()}"}
+    try:
+        token = {"Authorization": f"Bearer {place.home.ray_token_file.read_text().strip()}"}
+    except OSError:
+        return False
     jobs = _ask(f"{place.url('ray')}/api/jobs/", token)
     nodes = _ask(f"{place.url('ray')}/nodes?view=summary", token)
     if jobs is None or nodes is None:

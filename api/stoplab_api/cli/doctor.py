@@ -116,12 +116,14 @@ def _lab(settings: Settings) -> Iterator[Finding]:
             "`stoplab down`, then `stoplab up`" if alive else "`stoplab up` starts it again"
         )
         yield Finding(f"lab {part}", ready, f"{state} at {lab.place.url(part)}", cure)
-    if settings.ray_address is not None:
-        yield Finding(
-            "environment", settings.ray_address == lab.place.url("ray"),
-            f"RAY_ADDRESS is {settings.ray_address}",
-            'it names another cluster than this lab\'s: eval "$(stoplab env)"',
-        )  # fmt: skip
+    named = {"RAY_ADDRESS": ("ray", settings.ray_address)}
+    named["STOPLAB_API_URL"] = ("api", settings.api_url)
+    for variable, (part, url) in named.items():
+        if url is not None:
+            yield Finding(
+                "environment", url == lab.place.url(part), f"{variable} is {url}",
+                'it names another lab than this home\'s: eval "$(stoplab env)"',
+            )  # fmt: skip
 
 
 def _existing(path: Path) -> Path:
