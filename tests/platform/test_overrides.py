@@ -105,6 +105,17 @@ class TestOverride:
         assert evals is not None
         assert evals.test == "b"
 
+    def test_keys_that_hold_dots_are_found_whole(self) -> None:
+        sweep = {"space": {"positions.noise_std": {"grid": [0.1]}}}
+        assert override(sweep, {"space.positions.noise_std.grid": [0.2]}) == {
+            "space": {"positions.noise_std": {"grid": [0.2]}}
+        }
+        arms = {"arms": {"a": {"positions.kind": "deterministic", "optim.lr": 1}}}
+        changes = {"arms.a.positions.kind": "stochastic", "arms.a.optim.lr": 2}
+        assert override(arms, changes) == {
+            "arms": {"a": {"positions.kind": "stochastic", "optim.lr": 2}}
+        }
+
     def test_the_base_stays_as_it_was(self) -> None:
         data = {"a": {"b": [1, 2]}}
         assert override(data, {"a.b": [3], "c.d": 1}) == {"a": {"b": [3]}, "c": {"d": 1}}

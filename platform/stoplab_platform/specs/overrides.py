@@ -35,12 +35,13 @@ def override(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     """``data`` with each dotted path of ``changes`` set.
 
     A path that ends in ``kind`` replaces the whole object it stands in, and is applied first,
-    so that other fields of the new kind may be given beside it.
+    so that other fields of the new kind may be given beside it. Keys that hold dots themselves
+    (axes of a sweep, overrides of an arm) are found whole.
     """
     result: dict[str, Any] = deepcopy(dict(data))
-    for path, value in sorted(changes.items(), key=lambda item: not _names_kind(item[0])):
-        *parents, last = path.split(".")
-        if _names_kind(path) and parents:
+    for path, value in sorted(changes.items(), key=lambda item: not item[0].endswith("kind")):
+        *parents, last = _keys(result, path)
+        if last == "kind" and parents:
             *parents, last = parents
             value = {"kind": value}
         node: Any = result
@@ -55,8 +56,16 @@ def applied(base: S, changes: Mapping[str, Any], model: type[S]) -> S:
     return parse(model, override(base.plain(), changes))
 
 
-def _names_kind(path: str) -> bool:
-    return path.rpartition(".")[2] == "kind"
+def _keys(data: Any, path: str) -> list[str]:
+    """The path's keys: at each mapping the longest that is there, else up to the next dot."""
+    keys, rest, node = [], path.split("."), data
+    while rest:
+        inside = node if isinstance(node, Mapping) else {}
+        lengths = range(len(rest), 0, -1)
+        length = next((n for n in lengths if ".".join(rest[:n]) in inside), 1)
+        keys.append(".".join(rest[:length]))
+        rest, node = rest[length:], inside.get(keys[-1])
+    return keys
 
 
 def _child(node: Any, part: str, path: list[str]) -> Any:
