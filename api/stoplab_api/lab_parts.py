@@ -124,7 +124,8 @@ def _mlflow_command(place: Place) -> list[str]:
     return [
         sys.executable, "-P", "-m", "mlflow", "server",
         "--backend-store-uri", f"sqlite:///{place.home.mlflow_database}",
-        "--artifacts-destination", str(place.home.mlflow_artifacts),
+        # Files go straight to their folder, so that they open without this server as well.
+        "--no-serve-artifacts", "--default-artifact-root", str(place.home.mlflow_artifacts),
         "--host", HOST, "--port", str(place.ports["mlflow"]), "--workers", "1",
         "--allowed-hosts", "localhost:*,127.0.0.1:*",
     ]  # fmt: skip
