@@ -341,3 +341,12 @@ def test_an_evaluation_names_its_metrics_and_repeats_itself(digits: Splits, on: 
     assert set(first) == {name for protocol in ALL for name in protocol.metrics()}
     assert judged(Patches(), digits, ALL, on=on) == first
     assert all(isinstance(value, float) for value in first.values())
+
+
+def test_large_images_are_averaged_down_before_pixels_are_judged() -> None:
+    images = torch.arange(2 * 3 * 64 * 64, dtype=torch.float32).reshape(2, 3, 64, 64)
+    features = pixel_encoder().features(images)
+    assert features.shape == (2, 3 * 32 * 32)
+    assert features[0, 0] == images[0, 0, :2, :2].mean()
+    small = images[:, :, :16, :16]
+    assert torch.equal(pixel_encoder().features(small), small.flatten(1))

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stoplab_trainers.data.loader import normalise
 from stoplab_trainers.evals.splits import Split, Splits
 
 BATCH = 256
+PIXEL_SIDE = 32
 PATCH_IMAGES = 256  # of a split whose patches are looked at
 Features = NDArray[np.float32]
 Part = Literal["train", "val", "test"]
@@ -38,7 +40,12 @@ class Pixels:
     """The images themselves as features: what an encoder has to beat."""
 
     def features(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        """All pixels in a row."""
+        """All pixels in a row; larger images are averaged down to 32 a side.
+
+        More would cost a linear probe hours, and tell it little.
+        """
+        if images.shape[-1] > PIXEL_SIDE:
+            images = functional.adaptive_avg_pool2d(images, PIXEL_SIDE)
         return images.flatten(1)
 
 
