@@ -58,6 +58,11 @@ class RunFolder:
         return self.root / "summary.json"
 
     @property
+    def predictions(self) -> Path:
+        """What the final evaluations told of each test image, by metric, and its true label."""
+        return self.root / "predictions.json"
+
+    @property
     def logs(self) -> Path:
         """Folder of the ranks' logs."""
         return self.root / "logs"

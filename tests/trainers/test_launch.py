@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform.errors import Stopped
-from stoplab_platform.paths import RunFolder, write_json
+from stoplab_platform.paths import RunFolder, read_json, write_json
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import client
 from stoplab_trainers import checkpoint
@@ -46,6 +46,9 @@ def test_a_run_leaves_scores_checkpoints_and_a_run_in_mlflow(
     assert summary.metrics["pixels/knn_top1"] > 0.9
     assert checkpoint.latest(run.checkpoints) is not None
     assert seen[-1]["step"] == seen[-1]["steps"] == summary.steps == 38
+    told = read_json(run.predictions)
+    right = [a == b for a, b in zip(told["test/knn_top1"], told["labels"], strict=True)]
+    assert sum(right) / len(right) == pytest.approx(summary.metrics["test/knn_top1"])
     assert summary.mlflow_run_id is not None
     logged = client(mlflow_uri).get_run(summary.mlflow_run_id)
     assert logged.info.status == "FINISHED"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stoplab_platform.errors import CheckpointError, NotFound
-from stoplab_platform.paths import RunFolder, write_atomic
+from stoplab_platform.paths import RunFolder, write_atomic, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec, RunSpec, applied, load_spec
 from stoplab_platform.specs.evaluation import CheckpointRef
@@ -47,7 +47,9 @@ def evaluate_checkpoint(
     tracker = SpoolTracker(folder, settings.tracking_uri)
     try:
         tracker.start(identity, flatten(spec.plain()))
-        metrics = Scores(trained, settings.folders.cache).final(encoder)
+        final = Scores(trained, settings.folders.cache).final(encoder)
+        metrics = final.metrics
+        write_json(folder.predictions, final.predictions)
         tracker.metrics(step, metrics)
         log.info("%s  %s", path, spelled(metrics))
         tracker.finish("FINISHED")

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 
 from stoplab_platform.errors import Stopped
-from stoplab_platform.paths import RunFolder, read_json, write_atomic
+from stoplab_platform.paths import RunFolder, read_json, write_atomic, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
@@ -31,7 +31,7 @@ from stoplab_trainers.hooks import (
     spelled,
 )
 from stoplab_trainers.loop import Run, StepReport, World, precision, train
-from stoplab_trainers.scores import Scores
+from stoplab_trainers.scores import Final, Scores
 
 log = logging.getLogger("stoplab.train")
 
@@ -109,7 +109,9 @@ def run_rank(
             Stopping(stop_file, saving),
         ]
         train(run, hooks)
-        found = scores.final(run.target) if scores else {}
+        final = scores.final(run.target) if scores else Final({}, {})
+        found = final.metrics
+        write_json(folder.predictions, final.predictions)
         tracker.metrics(run.step, found)
         log.info("done  %s", spelled(found))
         weights = checkpoint.weights_sha256(_weights(run))

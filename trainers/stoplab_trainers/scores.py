@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.specs.evals import Protocol
 from stoplab_trainers.evals.features import Bank, FrozenEncoder, On
-from stoplab_trainers.evals.suite import evaluate, load_splits, pixel_encoder
+from stoplab_trainers.evals.suite import evaluate, load_splits, outcomes, pixel_encoder
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import build_model
+
+
+@dataclass(frozen=True)
+class Final:
+    """What a finished run is worth."""
+
+    metrics: dict[str, float]
+    """`val/...`, `test/...`, `init/...`, `pixels/...`."""
+    predictions: dict[str, list[int]]
+    """The class told for each test image, by metric (`test/knn_top1`), and the true `labels`."""
 
 
 class Scores:
@@ -34,14 +45,20 @@ class Scores:
         found = evaluate(encoder, protocols, self._splits, on=on, seed=self._spec.seed)
         return {f"{prefix or on}/{name}": value for name, value in found.items()}
 
-    def final(self, encoder: Encoder) -> dict[str, float]:
+    def final(self, encoder: Encoder) -> Final:
         """All protocols: on both splits, and on the test split untrained and on raw pixels."""
         spec, protocols = self._spec, self._spec.evals
         trained = Bank(encoder, self._splits)
         untrained = build_model(spec).encoder.to(next(encoder.parameters()).device)
-        return {
+        tested = outcomes(trained, protocols, self._splits, on="test", seed=spec.seed)
+        metrics = {
             **self.of(trained, protocols, on="val"),
-            **self.of(trained, protocols, on="test"),
+            **{f"test/{name}": value for one in tested for name, value in one.metrics.items()},
             **self.of(untrained, protocols, on="test", prefix="init"),
             **self.of(pixel_encoder(), protocols, on="test", prefix="pixels"),
         }
+        predictions = {"labels": trained.labels("test").tolist()}
+        for one in tested:
+            if one.predictions is not None:
+                predictions |= {f"test/{name}": one.predictions.tolist() for name in one.metrics}
+        return Final(metrics, predictions)
