@@ -17,8 +17,8 @@ from stoplab_platform.specs import ComparisonSpec
 from stoplab_sweeps.certificate import baseline, certify
 from stoplab_sweeps.paired import Difference, difference, holm
 
-Table = Mapping[int, Mapping[str, float | None]]
-"""Block (its seed) to arm to the metric's value; None, NaN or absent is missing."""
+Table = Mapping[Any, Mapping[str, float | None]]
+"""Block (its seed, or any name) to arm to the metric's value; None, NaN or absent is missing."""
 
 
 def compare(
@@ -126,9 +126,7 @@ def _plain(found: Difference) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(found).items()}
 
 
-def _counted(
-    values: Mapping[int, Mapping[str, float | None]], arm: str, arms: Sequence[str]
-) -> list[float]:
+def _counted(values: Table, arm: str, arms: Sequence[str]) -> list[float]:
     """Values of an arm in the blocks that count for it; for the reference, for any arm."""
     reference, *others = arms
     partners = others if arm == reference else [reference]
@@ -147,7 +145,7 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _block(seed: int, row: Mapping[str, float | None], arms: Sequence[str]) -> dict[str, Any]:
+def _block(seed: int | str, row: Mapping[str, float | None], arms: Sequence[str]) -> dict[str, Any]:
     reference, *others = arms
     deltas = {
         arm: None if (a := row[reference]) is None or (b := row[arm]) is None else b - a

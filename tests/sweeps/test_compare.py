@@ -9,13 +9,9 @@ import pytest
 from stoplab_platform.ledger import CellState
 from stoplab_sweeps.compare import compare, result, sentence
 from stoplab_sweeps.paired import difference, holm
+from support_comparison import KEYS
 from support_studies import certificate, comparison, finished
 
-KEYS = {
-    "metric", "arms", "reference", "delta", "ci95", "min_effect", "verdict", "n_blocks", "blocks",
-    "p_t", "p_sign_flip", "p_wilcoxon", "d_z", "prob_superior", "ci95_bca", "ci95_unpaired",
-    "tost_p", "more_seeds_for_80_power", "certificate", "baseline",
-}  # fmt: skip
 VALUES = {0: (0.50, 0.54), 1: (0.52, 0.57), 2: (0.48, 0.53)}
 
 

@@ -1,0 +1,174 @@
+"""Judge a CSV of runs made anywhere, with the statistics of stoplab's own comparisons.
+
+    python -m stoplab_sweeps.table results.csv --block seed --arm arm --metric acc [--json]
+
+Long form: one row for each block and arm. Exit codes are those of `stoplab_platform.exits`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stoplab_platform.errors import Problem, SpecError
+from stoplab_platform.exits import Exit
+from stoplab_sweeps.compare import compare, sentence
+from stoplab_sweeps.report import comparison_table
+
+REFERENCE = "deterministic"
+UNKNOWN: dict[str, Any] = {"certificate": None, "baseline": None, "context": {}}
+"""What a table does not tell."""
+
+Values = dict[str, dict[str, float | None]]
+
+
+def main(arguments: Sequence[str] | None = None) -> Exit:
+    """Read, judge, print: the result as JSON, or a table and a sentence."""
+    options = _parser().parse_args(arguments)
+    try:
+        judged = judge_file(
+            options.file, block=options.block, arm=options.arm, metric=options.metric,
+            reference=options.reference, min_effect=options.min_effect, alpha=options.alpha,
+        )  # fmt: skip
+    except SpecError as error:
+        if options.json:
+            _print_json({"errors": [_document(problem) for problem in error.problems]})
+        for problem in error.problems:
+            print(f"{problem.dotted}: {problem.message}", file=sys.stderr)
+        return Exit.BAD_INPUT
+    if options.json:
+        _print_json(judged)
+    else:
+        print(comparison_table(judged))
+    return Exit.OK
+
+
+def judge_file(
+    path: Path,
+    *,
+    block: str,
+    arm: str,
+    metric: str,
+    reference: str | None = None,
+    min_effect: float = 0.005,
+    alpha: float = 0.05,
+) -> dict[str, Any]:
+    """A comparison's result from the named columns; SpecError with all that is wrong."""
+    columns = {"block": block, "arm": arm, "metric": metric}
+    problems = _options(min_effect, alpha)
+    values, found = _read(path, columns)
+    arms = list(dict.fromkeys(name for row in values.values() for name in row))
+    problems += found
+    if arms:
+        problems += _wrong_arms(arms, reference)
+    if problems:
+        raise SpecError(problems)
+    first = reference or REFERENCE
+    order = [first, *(name for name in arms if name != first)]
+    judged = compare(values, order, metric=metric, min_effect=min_effect, alpha=alpha)
+    for one in judged["blocks"]:
+        one["run_ids"] = dict.fromkeys(order)
+    judged |= UNKNOWN
+    judged["complete"] = all(v is not None for b in judged["blocks"] for v in b["values"].values())
+    judged["sentence"] = sentence(judged)
+    return judged
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m stoplab_sweeps.table", description=__doc__)
+    parser.add_argument("file", type=Path)
+    for name in ("block", "arm", "metric"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--reference")
+    parser.add_argument("--min-effect", type=float, default=0.005)
+    parser.add_argument("--alpha", type=float, default=0.05)
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _options(min_effect: float, alpha: float) -> list[Problem]:
+    found = []
+    if not (math.isfinite(min_effect) and min_effect >= 0):
+        found.append(Problem(("min_effect",), f"{min_effect:g}: give 0 or more"))
+    if not 0 < alpha < 0.5:
+        found.append(Problem(("alpha",), f"{alpha:g}: give a rate between 0 and 0.5"))
+    return found
+
+
+def _read(path: Path, columns: Mapping[str, str]) -> tuple[Values, list[Problem]]:
+    """Block to arm to value, in the order of the file, and what is wrong with it."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [
+                Problem((option,), f"no column {name!r}; the file has {reader.fieldnames or []}")
+                for option, name in columns.items()
+                if name not in (reader.fieldnames or [])
+            ]
+            if missing:
+                return {}, missing
+            return _gather(((reader.line_num, row) for row in reader), columns)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return {}, [Problem(("file",), f"{path}: {error}")]
+
+
+def _gather(
+    rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Mapping[str, str]
+) -> tuple[Values, list[Problem]]:
+    values: Values = {}
+    problems: list[Problem] = []
+    seen: dict[tuple[str, str], int] = {}
+    for line, row in rows:
+        block, arm, text = ((row[columns[name]] or "").strip() for name in columns)
+        if not block or not arm:
+            problems.append(Problem(("file",), f"row {line}: the block or the arm is empty"))
+            continue
+        if (block, arm) in seen:
+            text = f"row {line}: block {block!r}, arm {arm!r} stands in row {seen[block, arm]} too"
+            problems.append(Problem(("file",), text))
+            continue
+        seen[block, arm] = line
+        try:
+            values.setdefault(block, {})[arm] = _value(text)
+        except ValueError:
+            problems.append(Problem(("metric",), f"row {line}: {text!r} is no finite number"))
+    if not seen and not problems:
+        problems.append(Problem(("file",), "holds no rows below its header"))
+    return values, problems
+
+
+def _value(text: str) -> float | None:
+    """An empty cell and NaN are missing values."""
+    value = float(text or "nan")
+    if math.isinf(value):
+        raise ValueError(text)
+    return None if math.isnan(value) else value
+
+
+def _wrong_arms(arms: Sequence[str], reference: str | None) -> list[Problem]:
+    if len(arms) < 2:
+        return [Problem(("arm",), f"needs two arms or more; the file has only {list(arms)}")]
+    if reference is not None and reference not in arms:
+        return [Problem(("reference",), f"{reference!r} is no arm; the file has {list(arms)}")]
+    if reference is None and REFERENCE not in arms:
+        return [Problem(("reference",), f"no arm is called {REFERENCE!r}: name one of {list(arms)}"
+                        " with --reference")]  # fmt: skip
+    return []
+
+
+def _document(problem: Problem) -> dict[str, str]:
+    return {"path": problem.dotted, "pointer": problem.pointer(), "message": problem.message}
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
