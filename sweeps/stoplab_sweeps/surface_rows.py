@@ -1,0 +1,87 @@
+"""A sweep's cells as rows of its response surface, and what its axes matter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from stoplab_platform.ledger import Cell, CellState
+from stoplab_platform.masks import effective_ratio
+from stoplab_platform.specs import RunSpec, SweepSpec
+from stoplab_platform.specs.run import ComputeSpec
+from stoplab_sweeps.importance import importance
+from stoplab_sweeps.space import run_at
+from stoplab_sweeps.surface import Row, surface
+
+ON_SURFACE = ("positions", "masking", "masking_ratio", "seed")
+"""Axes that the surface itself shows: these fields and all below the first two."""
+
+
+def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
+    """The surface of the runs that succeeded, with the importance of every axis.
+
+    Where other fields vary too, it is the slice at their best setting (`slice`). Runs that were
+    pruned trained for less than the rest, and are left out (`left_out`).
+    """
+    metric, mode = spec.objective.metric, spec.objective.mode
+    done = [c for c in cells if c.state is CellState.SUCCEEDED and metric in c.metrics]
+    setting, chosen = _best_slice(done, metric, mode)
+    fractions: dict[str, float] = {}
+    rows = [_row(spec, cell, metric, fractions) for cell in chosen]
+    unit = "GPU-hours" if spec.base.compute.gpus_per_worker else "CPU-hours"
+    found = surface(rows, metric=metric, mode=mode, hours_unit=unit)
+    return found | {
+        "slice": setting,
+        "left_out": len(cells) - len(chosen),
+        "importance": importance([(cell.point, cell.metrics[metric]) for cell in done]),
+    }
+
+
+def hours_of(cell: Cell, compute: ComputeSpec) -> float | None:
+    """GPU-hours of a finished cell, CPU-hours where it has no GPU; None while it has no end."""
+    if cell.started_at is None or cell.finished_at is None:
+        return None
+    each = compute.gpus_per_worker or compute.cpus_per_worker
+    seconds = (cell.finished_at - cell.started_at).total_seconds()
+    return seconds / 3600 * float(each) * compute.workers
+
+
+def _row(spec: SweepSpec, cell: Cell, metric: str, fractions: dict[str, float]) -> Row:
+    run = run_at(spec, cell.point, seed=cell.seed, name=spec.name)
+    key = run.masking.model_dump_json()
+    if key not in fractions:  # simulated, so it takes a moment
+        fractions[key] = effective_ratio(run.masking, run.grid)
+    hours = hours_of(cell, run.compute)
+    return Row(_noise(run), fractions[key], cell.seed, cell.metrics[metric], hours)
+
+
+def _noise(run: RunSpec) -> float:
+    return 0.0 if run.positions.kind == "deterministic" else float(run.positions.noise_std)
+
+
+def _best_slice(
+    cells: Sequence[Cell], metric: str, mode: str
+) -> tuple[Mapping[str, Any], list[Cell]]:
+    """The setting of the axes beside the surface with the best mean of any point."""
+    slices: dict[str, list[Cell]] = {}
+    for cell in cells:
+        slices.setdefault(json.dumps(_beside(cell), sort_keys=True), []).append(cell)
+    if not slices:
+        return {}, []
+    better = max if mode == "max" else min
+    best = better(slices, key=lambda key: better(_means(slices[key], metric)))
+    return json.loads(best), slices[best]
+
+
+def _beside(cell: Cell) -> dict[str, Any]:
+    return {path: v for path, v in cell.point.items() if path.partition(".")[0] not in ON_SURFACE}
+
+
+def _means(cells: Sequence[Cell], metric: str) -> list[float]:
+    groups: dict[str, list[float]] = {}
+    for cell in cells:
+        key = json.dumps(cell.point, sort_keys=True)
+        groups.setdefault(key, []).append(cell.metrics[metric])
+    return [fmean(values) for values in groups.values()]
