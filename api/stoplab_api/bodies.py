@@ -37,6 +37,50 @@ class SubmitBody(Asked):
     """Higher ones start first. Default 0."""
 
 
+class LimitsChange(Asked):
+    """Limits to set beside the spec, which stays; null lifts one, what is not named stays."""
+
+    trials: int | None = Field(default=None, ge=1)
+    """Most runs."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Most GPU-hours."""
+    wall_hours: float | None = Field(default=None, gt=0)
+    """Most hours on the clock."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Most runs at a time."""
+
+
+class AxisValues(Asked):
+    """Values for an axis that lists them; name the list as the study does."""
+
+    grid: list[Any] | None = Field(default=None, min_length=1)
+    """Values to add to a `grid`."""
+    choice: list[Any] | None = Field(default=None, min_length=1)
+    """Values to add to a `choice`."""
+
+
+class MoreSamples(Asked):
+    """More points of a drawn sweep."""
+
+    samples: int = Field(ge=1)
+    """Points in all."""
+
+
+class ExtendBody(Asked):
+    """What to add to a finished sweep or comparison, in its spec's own shape."""
+
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(default=None, min_length=1)
+    """A comparison's new blocks."""
+    space: dict[str, AxisValues] | None = None
+    """New values of a sweep's axes."""
+    search: MoreSamples | None = None
+    """More points of a sweep that draws them."""
+    replicates: int | None = Field(default=None, ge=1, le=1000)
+    """Seeds per point of a sweep, in all."""
+    limits: LimitsChange | None = None
+    """Limits to set: the added runs count as well."""
+
+
 class PatchBody(Asked):
     """Changes to a job (RFC 7396): what is not named stays."""
 
@@ -44,6 +88,8 @@ class PatchBody(Asked):
     """Labels to set; null takes one away."""
     priority: Priority | None = None
     """The new priority."""
+    limits: LimitsChange | None = None
+    """New limits of a sweep or comparison; one that runs obeys before its next run starts."""
 
 
 class NewTokenBody(Asked):
@@ -116,6 +162,8 @@ class JobBody(Told):
     run_digest: str | None
     retry_of: str | None
     extends: str | None
+    limits: dict[str, Any]
+    """What was changed of the spec's limits since; empty where nothing was."""
     version: int
     created_at: datetime
     started_at: datetime | None

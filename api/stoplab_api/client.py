@@ -111,9 +111,11 @@ class Client:
         *,
         labels: Mapping[str, str | None] | None = None,
         priority: int | None = None,
+        limits: Mapping[str, float | None] | None = None,
     ) -> JobBody:
-        """Set labels (None takes one away) or priority; ApiError 412 if the job has changed."""
-        body = {"labels": None if labels is None else dict(labels), "priority": priority}
+        """Set labels (None takes one away), priority or limits; ApiError 412 if it has changed."""
+        wished = {"labels": labels, "priority": priority, "limits": limits}
+        body = {name: value for name, value in wished.items() if value is not None}
         answer = self._api.ask(
             "PATCH", f"/v1/jobs/{job.id}", json=body, headers={"If-Match": f'"{job.version}"'}
         )
@@ -134,6 +136,15 @@ class Client:
     def retry(self, job_id: str, *, key: str | None = None) -> JobBody:
         """A new job with a finished one's spec."""
         return self._act(job_id, "retry", {"Idempotency-Key": key or str(ULID())}, safe=True)
+
+    def extend(
+        self, job_id: str, additions: Mapping[str, Any], *, key: str | None = None
+    ) -> JobBody:
+        """A new job: a finished study with more in it, as `{"seeds": [5, 6]}`."""
+        headers = {"Idempotency-Key": key or str(ULID())}
+        path = f"/v1/jobs/{job_id}/extend"
+        answer = self._api.ask("POST", path, json=dict(additions), headers=headers, safe=True)
+        return JobBody.model_validate_json(answer.content)
 
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its folder."""

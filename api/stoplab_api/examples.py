@@ -49,6 +49,11 @@ SUBMITS: dict[str, Any] = {
 PATCH: dict[str, Any] = {
     "labels": {"labels": {"team": "vision", "old": None}},
     "priority": {"priority": 5},
+    "concurrency": {"limits": {"max_concurrent": 2}},
+}
+EXTEND: dict[str, Any] = {
+    "seeds": {"seeds": [5, 6, 7]},
+    "points": {"space": {"positions.noise_std": {"grid": [0.75]}}, "limits": {"trials": 200}},
 }
 NEW_TOKEN: dict[str, Any] = {
     "submitter": {"name": "laptop", "owner": "ana", "role": "submitter", "expires_in_days": 90}
@@ -67,6 +72,7 @@ JOB: dict[str, Any] = {
     "run_digest": None,
     "retry_of": None,
     "extends": None,
+    "limits": {},
     "version": 3,
     "created_at": "2026-11-23T09:00:00.000Z",
     "started_at": "2026-11-23T09:00:04.000Z",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import yaml
 
@@ -14,7 +15,7 @@ from stoplab_platform.handoff import clear_stop, request_stop
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.ledger import CellState, Ledger
-from stoplab_platform.paths import JobFolder, write_atomic
+from stoplab_platform.paths import JobFolder, RunFolder, write_atomic, write_json
 from stoplab_platform.runner.base import Launch, Runner
 from stoplab_platform.settings import Settings
 
@@ -35,8 +36,10 @@ class Attempts:
         clear_stop(folder, job.attempt)
         text = yaml.safe_dump(dict(job.spec), sort_keys=False, allow_unicode=True)
         write_atomic(folder.spec, text)
-        if job.retry_of is not None and job.attempt == 1:
-            adopt_cells(self._settings.folders.job(job.retry_of), folder)
+        source = job.retry_of or job.extends
+        if source is not None and job.attempt == 1:
+            adopt_cells(self._settings.folders.job(source), folder)
+        write_json(folder.limits, dict(job.limits))
         own(folder, job.attempt)
         self._runner.start(self._launch(job))
 
@@ -81,13 +84,20 @@ def attempt_env(settings: Settings, job_id: str, attempt: int) -> dict[str, str]
 
 
 def adopt_cells(source: JobFolder, target: JobFolder) -> None:
-    """Give a study the finished cells of the one it retries, so that it does not run them."""
-    finished = [cell for cell in Ledger(source).cells() if cell.state is CellState.SUCCEEDED]
-    Ledger(target).plan(finished)
+    """Give a study the finished cells of the one it goes on from, so that it does not run them."""
+    kept = (CellState.SUCCEEDED, CellState.PRUNED)
+    finished = [cell for cell in Ledger(source).cells() if cell.state in kept]
+    Ledger(target).plan([cell.model_copy(update={"adopted": True}) for cell in finished])
     for cell in finished:
-        summary = source.run(cell.id).summary
-        if summary.exists():
-            write_atomic(target.run(cell.id).summary, summary.read_text())
+        for file in _kept(source.run(cell.id)):
+            write_atomic(target.run(cell.id).root / file.name, file.read_text())
+
+
+def _kept(run: RunFolder) -> Iterator[Path]:
+    """What a report needs of a finished run; its checkpoints stay where they are."""
+    for file in (run.summary, run.predictions, run.scores, run.spool, run.spool_sent):
+        if file.exists():
+            yield file
 
 
 def _gpus_in_place(job: Job) -> float:

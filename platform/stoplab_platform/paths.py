@@ -63,6 +63,16 @@ class RunFolder:
         return self.root / "predictions.json"
 
     @property
+    def scores(self) -> Path:
+        """Scheduled evaluations as JSON lines: epoch (ended ones), step, at (ms), values."""
+        return self.root / "scores.jsonl"
+
+    @property
+    def prune(self) -> Path:
+        """Present when a sweep's scheduler ended this run early."""
+        return self.root / "prune.json"
+
+    @property
     def logs(self) -> Path:
         """Folder of the ranks' logs."""
         return self.root / "logs"
@@ -111,6 +121,11 @@ class JobFolder:
     def progress(self) -> Path:
         """How far a study is, in cells; a pretraining job's lies in its run's folder."""
         return self.root / "progress.json"
+
+    @property
+    def limits(self) -> Path:
+        """What was changed of a study's limits since it was submitted; its driver obeys."""
+        return self.root / "limits.json"
 
     @property
     def tracked(self) -> Path:
@@ -259,3 +274,12 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+
+
+def read_lines(path: Path) -> list[Any]:
+    """What a file of JSON lines holds, but for a last one that is being written."""
+    try:
+        whole = path.read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in whole]

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from stoplab_platform.admission import Claim, QueueInfo, Resources, admit, capacity, demand
 from stoplab_platform.errors import Conflict, SpecError
+from stoplab_platform.extend import limited
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
@@ -41,7 +42,7 @@ class Queue:
 
     def admit(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """The unfinished jobs, those whose turn it is moved to STARTING."""
-        self._demands = {job.id: self._demand(job) for job in jobs}
+        self._demands = {_key(job): self._demand(job) for job in jobs}
         admitted, self._waiting = self._plan(jobs)
         if not admitted:
             return jobs
@@ -64,15 +65,15 @@ class Queue:
         return admit(queued, active, self._capacity, datetime.now(UTC))
 
     def _claim(self, job: Job) -> Claim:
-        asked = self._demands.get(job.id)
+        asked = self._demands.get(_key(job))
         return Claim(job.id, job.priority, job.created_at, asked or self._demand(job))
 
     def _demand(self, job: Job) -> Resources:
-        known = self._demands.get(job.id)
+        known = self._demands.get(_key(job))
         if known is not None:
             return known
         try:
-            return demand(parse_spec(job.spec), self._capacity)
+            return demand(limited(parse_spec(job.spec), job.limits), self._capacity)
         except SpecError:
             # Accepted by another release. What runs may need all; what waits fails by itself.
             log.warning("%s has a spec that this release does not read", job.id)
@@ -85,3 +86,8 @@ class Queue:
             )
         except Conflict:
             return job  # its owner cancelled or paused it meanwhile
+
+
+def _key(job: Job) -> str:
+    """A job's demand depends on its spec, which stays, and on its limits."""
+    return f"{job.id} {sorted(job.limits.items())}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from stoplab_platform.admission import QueueInfo, capacity, check_fits
 from stoplab_platform.errors import Conflict, Forbidden, IllegalMove
+from stoplab_platform.extend import extended, limited
 from stoplab_platform.handoff import request_stop
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import (
@@ -26,6 +27,7 @@ from stoplab_platform.jobs.models import (
 from stoplab_platform.jobs.states import TERMINAL, ReasonCode, State, allowed_actions
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.jobs.views import job_view
+from stoplab_platform.paths import write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
 from stoplab_platform.specs.base import canonical_digest
@@ -66,6 +68,7 @@ class Jobs:
         priority: int = 0,
         key: str | None = None,
         retry_of: str | None = None,
+        extends: str | None = None,
     ) -> Submitted:
         """Accept a job; the same key and body give the same job, another body KeyReused."""
         _may_submit(principal)
@@ -81,8 +84,10 @@ class Jobs:
             labels=dict(labels or {}),
             priority=priority,
             retry_of=retry_of,
+            extends=extends,
         )
-        body = {"spec": new.spec, "labels": new.labels, "priority": priority, "retry_of": retry_of}
+        body = {"spec": new.spec, "labels": new.labels, "priority": priority,
+                "retry_of": retry_of, "extends": extends}  # fmt: skip
         record = None if key is None else IdempotencyRecord(key, canonical_digest(body))
         submitted = self._store.submit(new, idempotency=record)
         self._wake()
@@ -122,6 +127,28 @@ class Jobs:
             retry_of=job.id,
         )
 
+    def extend(
+        self,
+        principal: Principal,
+        job_id: str,
+        additions: Mapping[str, Any],
+        *,
+        key: str | None = None,
+    ) -> Submitted:
+        """A new job with a finished study's runs and more; see `extend.extended`."""
+        job = self._own(principal, job_id)
+        spec = extended(limited(parse_spec(job.spec), job.limits), additions)
+        if job.state not in TERMINAL:
+            raise _refused(job, "extend")
+        return self.submit(
+            principal,
+            spec,
+            labels=job.labels,
+            priority=job.priority,
+            key=key,
+            extends=job.id,
+        )
+
     def edit(
         self,
         principal: Principal,
@@ -130,12 +157,28 @@ class Jobs:
         *,
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Change labels or priority; Conflict when the job is no longer at ``version``."""
+        """Change labels, priority or some limits of a study, also while it runs.
+
+        Conflict when the job is no longer at ``version``.
+        """
         job = self._own(principal, job_id)
         if job.version != version:
             raise Conflict(f"{job.id} is at version {job.version}, not {version}")
-        return self._store.edit(job, actor=principal.owner, labels=labels, priority=priority)
+        if limits is not None:
+            limits = {**job.limits, **limits}
+            limited(parse_spec(job.spec), limits)
+            if job.state in TERMINAL:
+                raise _refused(job, "a change of its limits")
+        owner = principal.owner
+        changed = self._store.edit(
+            job, actor=owner, labels=labels, priority=priority, limits=limits
+        )
+        if limits is not None and job.state is not State.QUEUED:
+            write_json(self._settings.folders.job(job.id).limits, limits)
+        self._wake()
+        return changed
 
     def delete(self, principal: Principal, job_id: str) -> None:
         """Hide a finished job and remove its folder; MLflow keeps its runs."""
@@ -211,7 +254,7 @@ def _may_submit(principal: Principal) -> None:
 
 
 def _refused(job: Job, action: str) -> IllegalMove:
-    allowed = allowed_actions(job.state)
+    allowed = allowed_actions(job.state, job.kind)
     return IllegalMove(
         f"{job.id} is {job.state}, so {action} is not possible; possible: {', '.join(allowed)}",
         state=job.state,

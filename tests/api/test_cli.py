@@ -219,6 +219,20 @@ class TestJobs:
         api.moved(job, State.SUCCEEDED)
         assert stoplab("jobs", "logs", job, "-f").stdout == "one\ntwo\n"
 
+    def test_more_of_a_study_and_its_limits(self, api: Api) -> None:
+        job = api.submitted(COMPARE)["id"]
+        assert document("jobs", "limits", job, "--max-concurrent", 1)["limits"] == {
+            "max_concurrent": 1
+        }
+        lifted = document("jobs", "limits", job, "--max-concurrent", "none")
+        assert lifted["limits"] == {"max_concurrent": None}
+        assert stoplab("jobs", "limits", job).exit_code == 2
+        api.moved(job, State.FAILED)
+        more = document("jobs", "extend", job, "--seeds", "71,72", "--trials", 50)
+        assert (more["extends"], more["spec"]["seeds"][-2:]) == (job, [71, 72])
+        assert more["spec"]["limits"]["trials"] == 50
+        assert stoplab("jobs", "extend", job, "--seeds", "some").exit_code == 2
+
     def test_study(self, api: Api) -> None:
         job = api.submitted(COMPARE)["id"]
         cell = Cell(

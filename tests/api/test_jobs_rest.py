@@ -10,7 +10,7 @@ import pytest
 from stoplab_api.bodies import DryRunBody, JobBody, JobListBody
 from stoplab_api.places import absolute_paths
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import write_json
+from stoplab_platform.paths import read_json, write_json
 from support_api import COMPARE, SPEC, Api, running_api
 
 
@@ -269,6 +269,22 @@ class TestChange:
             assert http.patch(path, json={"priority": 1}, headers=fresh).status_code == 200
             assert http.get(path).json()["labels"] == {"a": "9", "c": "3"}
 
+    def test_limits_of_a_study_that_runs(self, api: Api) -> None:
+        job = api.submitted(COMPARE)
+        api.moved(job["id"], State.RUNNING)
+        path, any_version = f"/v1/jobs/{job['id']}", {"If-Match": "*"}
+        with api.http() as http:
+            body = {"limits": {"max_concurrent": 1}}
+            answer = http.patch(path, json=body, headers=any_version)
+            assert (answer.status_code, answer.json()["limits"]) == (200, {"max_concurrent": 1})
+            assert read_json(api.folder(job["id"]).limits) == {"max_concurrent": 1}
+            lifted = {"limits": {"max_concurrent": None, "trials": 0}}
+            wrong = http.patch(path, json=lifted, headers=any_version)
+            assert wrong.json()["errors"][0]["pointer"] == "/limits/trials"
+            single = api.submitted()
+            none = http.patch(f"/v1/jobs/{single['id']}", json=body, headers=any_version)
+            assert (none.status_code, none.json()["code"]) == (422, "invalid-spec")
+
     def test_a_spec_never_changes(self, api: Api) -> None:
         job = api.submitted()
         with api.http() as http:
@@ -328,6 +344,27 @@ class TestActions:
         assert first.json()["retry_of"] == job["id"]
         assert first.json()["spec_digest"] == job["spec_digest"]
         assert (again.json()["id"], old["status"]["state"]) == (first.json()["id"], "FAILED")
+
+    def test_extend_is_a_new_job_with_more(self, api: Api) -> None:
+        job = api.submitted(COMPARE)
+        path = f"/v1/jobs/{job['id']}/extend"
+        with api.http() as http:
+            early = http.post(path, json={"seeds": [90]})
+            assert (early.status_code, early.json()["state"]) == (409, "QUEUED")
+            api.moved(job["id"], State.SUCCEEDED)
+            taken = http.post(path, json={"seeds": [90], "limits": {"trials": 300}})
+            known = http.post(path, json={"seeds": [job["spec"]["seeds"][0]], "replicates": 2})
+            nothing = http.post(path, json={})
+            unknown = http.post(path, json={"arms": {}})
+        assert taken.status_code == 202
+        more = JobBody.model_validate(taken.json())
+        assert (more.extends, more.spec["seeds"]) == (job["id"], [*job["spec"]["seeds"], 90])
+        assert more.spec["limits"]["trials"] == 300
+        assert taken.headers["Location"] == f"/v1/jobs/{more.id}"
+        refused = (known, nothing, unknown)
+        assert [(a.status_code, a.json()["errors"][0]["pointer"]) for a in refused] == [
+            (422, "/replicates"), (422, "/seeds"), (422, "/arms"),
+        ]  # fmt: skip
 
     def test_delete(self, api: Api) -> None:
         job = api.submitted()

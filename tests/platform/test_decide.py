@@ -17,8 +17,8 @@ from stoplab_platform.runner.base import Observed, RunnerState
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(
     id="j_1", kind="pretrain", name="n", project="p", owner="o", labels={}, priority=0, spec={},
-    spec_digest="", run_digest=None, retry_of=None, extends=None, version=1, attempt=1,
-    state=State.RUNNING, intent=None, reason_code=None, message="asked", created_at=NOW,
+    spec_digest="", run_digest=None, retry_of=None, extends=None, limits={}, version=1,
+    attempt=1, state=State.RUNNING, intent=None, reason_code=None, message="asked", created_at=NOW,
     started_at=None, finished_at=None, settled=False, hidden=False,
 )  # fmt: skip
 PATIENCE = Patience()

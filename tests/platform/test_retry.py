@@ -12,6 +12,7 @@ from stoplab_platform.fence import owner
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder
+from stoplab_platform.specs import ComparisonSpec, load_spec
 from support_jobs import running_lab, script
 from support_store import ADMIN, compare_spec
 
@@ -27,11 +28,27 @@ def test_a_retry_adopts_finished_cells(tmp_path: Path) -> None:
     Ledger(source).update("a", state=CellState.SUCCEEDED, metrics={"test/linear_top1": 0.5})
     Ledger(source).update("b", state=CellState.FAILED)
     source.run("a").root.mkdir(parents=True)
-    source.run("a").summary.write_text("{}")
+    for file in (source.run("a").summary, source.run("a").predictions, source.run("a").spool):
+        file.write_text("{}")
     adopt_cells(source, target)
     (cell,) = Ledger(target).cells()
-    assert cell == Ledger(source).get("a")
-    assert target.run("a").summary.read_text() == "{}"
+    assert cell == Ledger(source).get("a").model_copy(update={"adopted": True})
+    run = target.run("a")
+    assert all(file.read_text() == "{}" for file in (run.summary, run.predictions, run.spool))
+
+
+def test_an_extension_starts_with_them_and_its_limits(home: Path) -> None:
+    with running_lab(home, script("pass")) as lab:
+        first = lab.jobs.submit(ADMIN, compare_spec(seeds=(0, 1))).job
+        lab.wait(first, State.SUCCEEDED)
+        Ledger(lab.folder(first)).plan([Cell(id="x-s0", index=0, seed=0)])
+        Ledger(lab.folder(first)).update("x-s0", state=CellState.SUCCEEDED)
+        second = lab.jobs.extend(ADMIN, first.id, {"seeds": [5], "limits": {"trials": 9}}).job
+        lab.wait(second, State.SUCCEEDED)
+        assert [cell.id for cell in Ledger(lab.folder(second)).cells()] == ["x-s0"]
+        spec = load_spec(lab.folder(second).spec)
+        assert isinstance(spec, ComparisonSpec)
+        assert (spec.seeds, spec.limits.trials) == ((0, 1, 5), 9)
 
 
 def test_a_retry_starts_with_them(home: Path) -> None:

@@ -14,7 +14,7 @@ from stoplab_platform.handoff import read_stop
 from stoplab_platform.jobs.models import Intent, Job, JobQuery
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import write_json
+from stoplab_platform.paths import read_json, write_json
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 from support_store import (
@@ -193,6 +193,38 @@ class TestRetryAndEdit:
         with pytest.raises(Conflict):
             jobs.edit(ANA, job.id, job.version, priority=1)
 
+    def test_extend_is_a_new_job_with_more(self, jobs: Jobs, store: JobStore) -> None:
+        first = jobs.submit(ANA, compare_spec(seeds=(0, 1))).job
+        with pytest.raises(IllegalMove, match="extend"):
+            jobs.extend(ANA, first.id, {"seeds": [2]})
+        finished(store, first)
+        more = jobs.extend(ANA, first.id, {"seeds": [2]}, key="k").job
+        assert (more.extends, more.retry_of, more.state) == (first.id, None, State.QUEUED)
+        assert more.spec["seeds"] == [0, 1, 2]
+        assert jobs.get(ANA, first.id).spec["seeds"] == [0, 1]
+        assert jobs.extend(ANA, first.id, {"seeds": [2]}, key="k").replayed
+        assert "extend" in jobs.view(jobs.get(ANA, first.id))["status"]["allowed_actions"]
+
+    def test_limits_of_a_running_study(
+        self, jobs: Jobs, store: JobStore, settings: Settings
+    ) -> None:
+        job = running(store, jobs.submit(ANA, compare_spec()).job)
+        edited = jobs.edit(ANA, job.id, job.version, limits={"max_concurrent": 1})
+        edited = jobs.edit(ANA, job.id, edited.version, limits={"wall_hours": 2.0})
+        wished = {"max_concurrent": 1, "wall_hours": 2.0}
+        assert edited.limits == jobs.view(edited)["limits"] == wished
+        assert read_json(settings.folders.job(job.id).limits) == wished
+        assert edited.spec == job.spec
+        with pytest.raises(SpecError, match=r"limits\.trials"):
+            jobs.edit(ANA, job.id, edited.version, limits={"trials": 0})
+        ended = store.move(edited, State.FAILED, actor="x")
+        with pytest.raises(IllegalMove):
+            jobs.edit(ANA, job.id, ended.version, limits={"max_concurrent": 2})
+
+    def test_a_single_run_has_no_limits(self, jobs: Jobs, job: Job) -> None:
+        with pytest.raises(SpecError, match="limits"):
+            jobs.edit(ANA, job.id, job.version, limits={"max_concurrent": 1})
+
     def test_delete(self, jobs: Jobs, store: JobStore, settings: Settings, job: Job) -> None:
         with pytest.raises(IllegalMove):
             jobs.delete(ANA, job.id)
@@ -217,7 +249,7 @@ class TestView:
             "id": job.id, "kind": "pretrain", "name": "bar", "project": "default", "owner": "ana",
             "labels": {"bar": "1"}, "priority": 2, "spec": run_spec().plain(),
             "spec_digest": run_spec().digest(), "run_digest": None, "retry_of": None,
-            "extends": None, "version": 1, "created_at": created, "started_at": None,
+            "extends": None, "limits": {}, "version": 1, "created_at": created, "started_at": None,
             "finished_at": None,
             "status": {
                 "state": "QUEUED", "reason_code": None, "message": None, "attempt": 0,

@@ -239,13 +239,16 @@ class TestMeaning:
         found = problems(example("sweep", search={"kind": "grid"}))
         assert found.keys() == {"space.masking_ratio"}
 
-    @pytest.mark.parametrize(
-        "changes",
-        [{"scheduler": {"kind": "asha"}}, {"search": {"kind": "optuna", "samples": 3}}],
-    )
-    def test_what_cannot_be_swept_yet_is_refused(self, changes: dict[str, Any]) -> None:
-        (message,) = problems(example("sweep", **changes)).values()
+    def test_what_cannot_be_swept_yet_is_refused(self) -> None:
+        (message,) = problems(example("sweep", scheduler={"kind": "pbt"})).values()
         assert "cannot be run by this release" in message
+
+    def test_a_scheduler_needs_scheduled_scores(self) -> None:
+        found = problems(example("sweep", scheduler={"kind": "asha", "grace_epochs": 600}))
+        assert "base.evals measures only at the end" in found["scheduler.kind"]
+        assert "less than base.optim.epochs (600)" in found["scheduler.grace_epochs"]
+        base = {**example("sweep")["base"], "evals": [{"kind": "knn", "every_epochs": 10}]}
+        assert not problems(example("sweep", base=base, scheduler={"kind": "median"}))
 
     def test_arms_share_all_but_their_overrides(self) -> None:
         spec = parse(ComparisonSpec, example("compare"))

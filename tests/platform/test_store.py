@@ -220,7 +220,10 @@ class TestEditing:
         assert (edited.labels, edited.priority, edited.version) == ({"b": "3", "c": "4"}, 9, 2)
         with pytest.raises(Conflict):
             store.edit(job, actor="ana", priority=1)
-        assert store.edit(edited, actor="ana", priority=1).labels == {"b": "3", "c": "4"}
+        again = store.edit(edited, actor="ana", limits={"max_concurrent": 2})
+        assert (again.labels, again.limits) == ({"b": "3", "c": "4"}, {"max_concurrent": 2})
+        assert store.edit(again, actor="ana", priority=1).limits == {"max_concurrent": 2}
+        assert "max_concurrent" in str([event.message for event in store.events(job.id)])
 
     def test_hide(self, store: JobStore, job: Job) -> None:
         with pytest.raises(IllegalMove):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stoplab_api.bodies import JobBody
+from stoplab_api.cli.extend import extend, limits
 from stoplab_api.cli.show import (
     AsJson,
     JobId,
@@ -26,6 +27,8 @@ from stoplab_api.client import Client
 from stoplab_platform.errors import NotFound
 
 app = typer.Typer(no_args_is_help=True, help="Jobs on the server.")
+app.command("extend")(extend)
+app.command("limits")(limits)
 
 
 @app.command("list")

@@ -10,16 +10,23 @@ from fastapi.responses import Response
 
 from stoplab_api.answers import Code
 from stoplab_api.auth import Caller, Submitter
-from stoplab_api.bodies import DryRunBody, JobBody, JobListBody, PatchBody, SubmitBody
+from stoplab_api.bodies import (
+    DryRunBody,
+    ExtendBody,
+    JobBody,
+    JobListBody,
+    PatchBody,
+    SubmitBody,
+)
 from stoplab_api.context import Lab, LabDep
 from stoplab_api.deps import body_of, request_body
 from stoplab_api.etags import etag, require_match, unchanged
-from stoplab_api.examples import DRY_RUN, JOB, JOBS, PATCH, SUBMITS
+from stoplab_api.examples import DRY_RUN, EXTEND, JOB, JOBS, PATCH, SUBMITS
 from stoplab_api.places import absolute_paths
-from stoplab_api.problems import ApiProblem, documented
+from stoplab_api.problems import ApiProblem, documented, field_errors
 from stoplab_api.rendering import Json
 from stoplab_platform.admission import capacity, demand
-from stoplab_platform.errors import Conflict
+from stoplab_platform.errors import Conflict, SpecError
 from stoplab_platform.jobs.models import Job, JobQuery
 from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.specs import AnySpec, parse_spec
@@ -145,7 +152,7 @@ def show_job(
         200: {"content": {"application/json": {"example": JOB}}},
         **documented(
             Code.FORBIDDEN, Code.NOT_FOUND, Code.VERSION_MISMATCH, Code.INVALID_BODY,
-            Code.PRECONDITION_REQUIRED,
+            Code.PRECONDITION_REQUIRED, Code.ILLEGAL_MOVE, Code.INVALID_SPEC,
         ),
     },
     openapi_extra=request_body(PatchBody, PATCH),
@@ -157,13 +164,16 @@ def change_job(
     body: Annotated[PatchBody, Depends(body_of(PatchBody))],
     if_match: IfMatch = None,
 ) -> Response:
-    """Change labels (null takes one away, others stay) or priority."""
+    """Change labels (null takes one away, others stay), priority, or the limits of a study."""
     job = lab.jobs.get(caller, job_id)
     require_match(if_match, job.version)
     labels = None if body.labels is None else {**job.labels, **body.labels}
     kept = None if labels is None else {k: v for k, v in labels.items() if v is not None}
+    limits = None if body.limits is None else body.limits.model_dump(exclude_unset=True)
     try:
-        changed = lab.jobs.edit(caller, job_id, job.version, labels=kept, priority=body.priority)
+        changed = lab.jobs.edit(
+            caller, job_id, job.version, labels=kept, priority=body.priority, limits=limits
+        )
     except Conflict as error:
         raise ApiProblem(Code.VERSION_MISMATCH, str(error)) from error
     return _shown(lab, changed)
@@ -215,6 +225,32 @@ def retry_job(
 ) -> Response:
     """A new job with a finished one's spec; runs that succeeded are adopted, not run again."""
     taken = lab.jobs.retry(caller, job_id, key=idempotency_key)
+    return _accepted(lab, taken.job, replayed=taken.replayed)
+
+
+@router.post(
+    "/{job_id}/extend",
+    status_code=202,
+    response_model=JobBody,
+    responses={202: TAKEN, **CHANGES, **documented(Code.INVALID_SPEC)},
+    openapi_extra=request_body(ExtendBody, EXTEND),
+)
+def extend_job(
+    caller: Submitter,
+    lab: LabDep,
+    job_id: str,
+    body: Annotated[ExtendBody, Depends(body_of(ExtendBody))],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """A new job: a finished study with more seeds or points. Runs that succeeded are adopted."""
+    asked = body.model_dump(exclude_unset=True)
+    additions = {name: value for name, value in asked.items() if value is not None}
+    try:
+        taken = lab.jobs.extend(caller, job_id, additions, key=idempotency_key)
+    except SpecError as error:
+        found = field_errors(error.problems)
+        text = f"{len(found)} problem(s) with what is to be added"
+        raise ApiProblem(Code.INVALID_SPEC, text, errors=found) from error
     return _accepted(lab, taken.job, replayed=taken.replayed)
 
 

@@ -16,6 +16,7 @@ from stoplab_api.problems import KINDS as PROBLEM_KINDS
 from stoplab_api.problems import documented
 from stoplab_platform.admission import Resources, capacity, demand
 from stoplab_platform.errors import SpecError
+from stoplab_platform.extend import limited
 from stoplab_platform.jobs.states import ACTIVE
 from stoplab_platform.specs import KINDS, parse_spec
 
@@ -59,7 +60,7 @@ def show_cluster(lab: LabDep) -> Any:
         # A spec of an older release may no longer be one; it then reserves nothing we know of.
         with suppress(SpecError):
             if job.state in ACTIVE:
-                reserved = reserved + demand(parse_spec(job.spec), declared)
+                reserved = reserved + demand(limited(parse_spec(job.spec), job.limits), declared)
     return {
         "capacity": {"cpus": declared.cpus, "gpus": declared.gpus},
         "reserved": {"cpus": reserved.cpus, "gpus": reserved.gpus},

@@ -59,6 +59,8 @@ class Job:
     run_digest: str | None
     retry_of: str | None
     extends: str | None
+    limits: Mapping[str, Any]
+    """What was changed of a study's limits since it was submitted; its spec stays."""
     version: int
     attempt: int
     state: State

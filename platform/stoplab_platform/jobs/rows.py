@@ -82,6 +82,7 @@ def job_value(row: JobRow) -> Job:
         run_digest=row.run_digest,
         retry_of=row.retry_of,
         extends=row.extends,
+        limits=row.limits or {},
         version=row.version,
         attempt=row.attempt,
         state=State(row.state),

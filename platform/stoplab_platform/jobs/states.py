@@ -76,6 +76,11 @@ _ACTIONS: dict[State, tuple[str, ...]] = {
 }
 
 
-def allowed_actions(state: State) -> tuple[str, ...]:
-    """What a user may ask of a job here: `cancel`, `pause`, `resume`, `retry`, `delete`."""
-    return _ACTIONS.get(state, ("retry", "delete"))
+STUDIES = ("sweep", "compare")
+"""Kinds of jobs that hold many runs: these can be extended."""
+
+
+def allowed_actions(state: State, kind: str = "") -> tuple[str, ...]:
+    """What can be asked of a job: `cancel`, `pause`, `resume`, `retry`, `extend`, `delete`."""
+    ended = ("retry", "extend", "delete") if kind in STUDIES else ("retry", "delete")
+    return _ACTIONS.get(state, ended)

@@ -144,15 +144,18 @@ class JobStore(TokenStore):
         actor: str,
         labels: Mapping[str, str] | None = None,
         priority: int | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Change labels (all of them) or priority; Conflict when ``job`` is out of date."""
+        """Change labels, limits (all of them) or priority; Conflict if ``job`` is out of date."""
         with self._database.writing() as session:
-            changes = {} if priority is None else {"priority": priority}
+            wished = {"priority": priority, "limits": limits}
+            changes = {name: value for name, value in wished.items() if value is not None}
             _guarded_update(session, job, changes)
             row = _row(session, job.id)
             if labels is not None:
                 row.labels = [LabelRow(key=key, value=value) for key, value in labels.items()]
-            session.add(event_row(job.id, actor, "edit"))
+            told = None if limits is None else f"limits changed: {dict(limits)}"
+            session.add(event_row(job.id, actor, "edit", message=told))
             session.flush()
             session.refresh(row)
             return job_value(row)

@@ -74,6 +74,7 @@ class JobRow(Base):
     run_digest: Mapped[str | None] = mapped_column(String(64))
     retry_of: Mapped[str | None] = mapped_column(String(40))
     extends: Mapped[str | None] = mapped_column(String(40))
+    limits: Mapped[dict[str, Any] | None]
     version: Mapped[int] = mapped_column(Integer)
     attempt: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(20))

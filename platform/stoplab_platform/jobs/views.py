@@ -10,11 +10,9 @@ from typing import Any
 
 from stoplab_platform.admission import QueueInfo
 from stoplab_platform.jobs.models import Event, Job
-from stoplab_platform.jobs.states import ReasonCode, State, allowed_actions
+from stoplab_platform.jobs.states import STUDIES, ReasonCode, State, allowed_actions
 from stoplab_platform.paths import JobFolder, read_json
 from stoplab_platform.settings import Settings
-
-STUDIES = ("sweep", "compare")
 
 
 def job_view(
@@ -35,6 +33,7 @@ def job_view(
         "run_digest": job.run_digest,
         "retry_of": job.retry_of,
         "extends": job.extends,
+        "limits": dict(job.limits),
         "version": job.version,
         "created_at": stamp(job.created_at),
         "started_at": stamp(job.started_at),
@@ -66,7 +65,7 @@ def _status(
         "attempt": job.attempt,
         "progress": _file(folder.progress if job.kind in STUDIES else folder.run("run").progress),
         "queue": {"position": queue.position, "reason": queue.reason} if waits and queue else None,
-        "allowed_actions": list(allowed_actions(job.state)),
+        "allowed_actions": list(allowed_actions(job.state, job.kind)),
         "history": [
             {
                 "state": str(event.to_state),

@@ -1,0 +1,105 @@
+"""`stoplab jobs extend` and `limits`: more of a study, or other limits for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from stoplab_api.bodies import JobBody
+from stoplab_api.cli.show import AsJson, JobId, bad_input, connect, print_json, print_text, reported
+from stoplab_platform.errors import Problem, SpecError
+from stoplab_platform.specs import parse_assignments
+
+NONE = "none"
+Limit = Annotated[str | None, typer.Option(metavar="N", help=f"A number, or `{NONE}`.")]
+
+
+@reported
+def extend(
+    job_id: JobId,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="5,6,…", help="A comparison's new blocks.")
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=[…]", help="Values to add to an axis of a sweep; repeatable."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Points of a drawn sweep, in all.")] = None,
+    replicates: Annotated[int | None, typer.Option(help="Seeds per point, in all.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Most runs, in all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add seeds or points to a finished study: a new job that runs only what is new."""
+    with connect() as client:
+        wished = {
+            "seeds": _numbers(seeds),
+            "space": _values(client.get(job_id), values) if values else None,
+            "search": None if samples is None else {"samples": samples},
+            "replicates": replicates,
+            "limits": None if trials is None else {"trials": trials},
+        }
+        additions = {name: value for name, value in wished.items() if value is not None}
+        job = client.extend(job_id, additions)
+    _told(job, as_json, f"{job.id} {job.status.state}, extends {job_id}")
+
+
+@reported
+def limits(
+    job_id: JobId,
+    max_concurrent: Limit = None,
+    trials: Limit = None,
+    gpu_hours: Limit = None,
+    wall_hours: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the limits of a sweep or comparison, also while it runs."""
+    asked = {
+        "max_concurrent": max_concurrent,
+        "trials": trials,
+        "gpu_hours": gpu_hours,
+        "wall_hours": wall_hours,
+    }
+    changes = {name: _limit(name, text) for name, text in asked.items() if text is not None}
+    if not changes:
+        raise bad_input("nothing to change: give --max-concurrent, --trials, ... ")
+    with connect() as client:
+        job = client.change(client.get(job_id), limits=changes)
+    _told(job, as_json, f"{job.id} limits: {job.limits}")
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SpecError.of("seeds", f"{text!r}: give whole numbers, as 5,6,7") from error
+
+
+def _values(job: JobBody, assignments: list[str]) -> dict[str, Any]:
+    """Axis to values, in the list that the study's own axis uses."""
+    found = {}
+    for path, more in parse_assignments(assignments).items():
+        axis = job.spec.get("space", {}).get(path, {})
+        way = next((way for way in ("grid", "choice") if axis.get(way)), "grid")
+        if not isinstance(more, list):
+            raise SpecError([Problem(("space", path), f"{more!r}: give a list, as [0.5, 0.75]")])
+        found[path] = {way: more}
+    return found
+
+
+def _limit(name: str, text: str) -> Any:
+    """The number behind an option; what it must be is the server's to say."""
+    value = None if text == NONE else yaml.safe_load(text)
+    if value is not None and not isinstance(value, int | float):
+        raise SpecError.of(f"limits.{name}", f"{text!r} is no number; `{NONE}` lifts the limit")
+    return value
+
+
+def _told(job: JobBody, as_json: bool, text: str) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        print_text(text)
