@@ -17,16 +17,16 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
+from stoplab_sweeps.power import more_blocks, spread
+
 Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95  # of every interval that is named ci95
-POWER = 0.8
 FEWEST_FOR_BCA = 10
 RESAMPLES = 9_999  # sign flips are exact while 2^n is no more, that is to 13 blocks
-MOST_BLOCKS = 1_000_000  # designs beyond are no design
-DIGITS = 12  # differences closer than this are ties: float noise must not rank them
+NOISE = 1e-13  # of the values' size: floats that are nearer are the same number
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Difference:
     tost_p: float | None
     """Two one-sided paired t-tests of |delta| < min_effect; None where min_effect is 0."""
     more_seeds_for_80_power: int | None
-    """Blocks to add, see `more_blocks`."""
+    """Blocks to add, see `power.more_blocks`."""
 
 
 def difference(
@@ -70,14 +70,14 @@ def difference(
     a, b = np.asarray(reference, dtype=float), np.asarray(other, dtype=float)
     assert a.shape == b.shape == (len(reference),), "blocks are complete"
     assert np.isfinite([a, b]).all(), "missing values were left out"
-    deltas = np.round(b - a, DIGITS)
+    deltas = _without_noise(b - a, a, b)
     n = len(deltas)
-    mean = round(float(deltas.mean()), DIGITS) + 0.0 if n else None  # + 0.0: no -0
+    mean = mean_of(deltas) if n else None
     sd = spread(deltas)
-    interval = t_interval(deltas, 1 - alpha)
+    interval = t_interval(deltas, alpha)
     return Difference(
         delta=mean,
-        ci95=t_interval(deltas, LEVEL),
+        ci95=t_interval(deltas, 1 - LEVEL),
         ci_alpha=interval,
         verdict=verdict(interval, min_effect),
         n_blocks=n,
@@ -107,41 +107,22 @@ def verdict(interval: Interval | None, min_effect: float) -> Verdict:
     return "inconclusive"
 
 
-def spread(values: Floats) -> float | None:
-    """Sample standard deviation; None below two values, 0 where they agree to 12 digits."""
-    if len(values) < 2:
-        return None
-    sd = float(values.std(ddof=1))
-    return sd if sd > 10.0**-DIGITS else 0.0
+def t_interval(deltas: Floats, alpha: float) -> Interval | None:
+    """Student's interval of the mean at 1 - alpha; equal values give a point, a single one None.
 
-
-def t_interval(deltas: Floats, level: float) -> Interval | None:
-    """Student's interval of the mean; equal values give a point, a single one gives None."""
-    sd = spread(deltas)
-    if sd is None:
-        return None
-    n, mean = len(deltas), float(deltas.mean())
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
-    return mean - half, mean + half
-
-
-def more_blocks(deltas: Floats, *, min_effect: float, alpha: float) -> int | None:
-    """Blocks to add until a paired t-test finds the effect in 80 % of studies.
-
-    The effect is the observed difference, or min_effect where that is larger: a difference
-    nearer to 0 than anybody cares about is not worth finding. None where nothing can be said:
-    a single block, or neither a difference nor a min_effect.
+    None too where alpha is so small that the interval has no end.
     """
     sd = spread(deltas)
     if sd is None:
         return None
-    effect = max(abs(float(deltas.mean())), min_effect)
-    if effect <= 0:
-        return None
-    if sd == 0:
-        return 0
-    needed = _smallest_n(effect / sd, alpha)
-    return None if needed is None else max(0, needed - len(deltas))
+    n, mean = len(deltas), mean_of(deltas)
+    half = float(stats.t.isf(alpha / 2, n - 1)) * sd / math.sqrt(n) if sd else 0.0
+    return (mean - half, mean + half) if math.isfinite(half) else None
+
+
+def mean_of(values: Floats) -> float:
+    """The mean; of equal values that value to the last bit, and 0 has no sign."""
+    return float(values[0] if np.ptp(values) == 0 else values.mean()) + 0.0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -151,11 +132,22 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else float(next(adjusted)) for p in p_values]
 
 
+def _without_noise(deltas: Floats, a: Floats, b: Floats) -> Floats:
+    """Differences whose sizes differ by the values' rounding alone are made equal, or 0."""
+    order = np.argsort(np.abs(deltas))
+    sizes = np.concatenate([[0.0], np.abs(deltas)[order]])
+    noise = NOISE * float(np.abs([a, b]).max(initial=0))
+    starts = np.where(np.diff(sizes) > noise, np.arange(1, len(sizes)), 0)
+    equal = np.empty_like(deltas)
+    equal[order] = sizes[np.maximum.accumulate(starts)]
+    return np.copysign(equal, deltas) + 0.0
+
+
 def _p_t(deltas: Floats) -> float | None:
     sd = spread(deltas)
     if sd is None:
         return None
-    mean = float(deltas.mean())
+    mean = mean_of(deltas)
     if sd == 0:  # the limit of ever smaller spreads
         return 1.0 if mean == 0 else 0.0
     t = mean / (sd / math.sqrt(len(deltas)))
@@ -203,7 +195,7 @@ def _welch(a: Floats, b: Floats) -> Interval | None:
     if len(a) < 2:
         return None
     if spread(a) == 0 and spread(b) == 0:
-        gap = float(b.mean() - a.mean())
+        gap = mean_of(b) - mean_of(a)
         return gap, gap
     means = CompareMeans(DescrStatsW(b), DescrStatsW(a))
     low, high = means.tconfint_diff(alpha=1 - LEVEL, usevar="unequal")
@@ -215,31 +207,5 @@ def _tost(deltas: Floats, min_effect: float) -> float | None:
     if sd is None or min_effect <= 0:
         return None
     if sd == 0:
-        return 0.0 if abs(float(deltas.mean())) < min_effect else 1.0
+        return 0.0 if abs(mean_of(deltas)) < min_effect else 1.0
     return float(DescrStatsW(deltas).ttost_mean(-min_effect, min_effect)[0])
-
-
-def _smallest_n(effect_size: float, alpha: float) -> int | None:
-    """The fewest blocks with the wanted power, found by doubling and halving."""
-    high = 2
-    while _power(effect_size, high, alpha) < POWER:
-        high *= 2
-        if high > MOST_BLOCKS:
-            return None
-    low = max(1, high // 2)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _power(effect_size, middle, alpha) < POWER:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _power(effect_size: float, n: int, alpha: float) -> float:
-    """Power of the two-sided paired t-test; statsmodels' own has NaN where this has the tail."""
-    away, critical = effect_size * math.sqrt(n), float(stats.t.isf(alpha / 2, n - 1))
-    near = float(stats.nct.sf(critical, n - 1, away))
-    far = float(stats.nct.cdf(-critical, n - 1, away))
-    # SciPy gives NaN for the far tail once it is smaller than every digit.
-    return near if math.isnan(far) else near + far

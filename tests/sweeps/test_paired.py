@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
-from statsmodels.stats.weightstats import ttost_paired
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW, ttost_paired
 
-from stoplab_sweeps.paired import difference, holm, more_blocks, verdict
+from stoplab_sweeps.paired import difference, holm, verdict
+from stoplab_sweeps.power import more_blocks, power
 
 CLOSE = 1e-9
 
@@ -25,24 +26,57 @@ def draws(n: int, gap: float, seed: int = 0) -> tuple[list[float], list[float]]:
     return block.tolist(), other.tolist()
 
 
-@pytest.mark.parametrize(("n", "gap"), [(2, 0.01), (5, 0.02), (12, -0.004), (30, 0.0)])
-def test_numbers_are_those_of_scipy_and_statsmodels(n: int, gap: float) -> None:
-    a, b = draws(n, gap)
-    found = difference(a, b, min_effect=0.005)
+RIGHT = [411, 398, 420, 405, 417, 401, 409, 412, 396, 407, 415, 403]
+MORE = [9, 4, -2, 11, 0, 9, 7, -3, 12, 5, 4, 8]
+TABLES = {
+    "two": draws(2, 0.01),
+    "five": draws(5, 0.02),
+    "twelve": draws(12, -0.004),
+    "thirty": draws(30, 0.0),
+    "fractions with ties": (
+        [r / 540 for r in RIGHT],
+        [(r + m) / 540 for r, m in zip(RIGHT, MORE, strict=True)],
+    ),
+    "percent": ([71.2, 69.9, 70.4, 70.8], [72.0, 70.3, 70.2, 71.9]),
+    "small numbers": ([3.1e-7, 2.9e-7, 3.4e-7], [3.3e-7, 3.0e-7, 3.9e-7]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_numbers_are_those_of_scipy_and_statsmodels(name: str) -> None:
+    a, b = TABLES[name]
+    deltas, margin = np.subtract(b, a), 0.8 * float(np.std(np.subtract(b, a)))
+    found = difference(a, b, min_effect=margin)
     paired = stats.ttest_rel(b, a)
-    deltas = np.subtract(b, a)
 
     assert found.delta == pytest.approx(deltas.mean(), abs=CLOSE)
     assert found.ci95 == pytest.approx(tuple(paired.confidence_interval(0.95)), abs=CLOSE)
     assert found.p_t == pytest.approx(paired.pvalue, abs=CLOSE)
-    assert found.p_wilcoxon == pytest.approx(stats.wilcoxon(deltas).pvalue, abs=CLOSE)
+    ranked = np.array(MORE) if "ties" in name else deltas  # whole numbers: ties without noise
+    assert found.p_wilcoxon == pytest.approx(stats.wilcoxon(ranked).pvalue, abs=CLOSE)
     assert found.d_z == pytest.approx(deltas.mean() / deltas.std(ddof=1), abs=CLOSE)
     welch = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
     assert found.ci95_unpaired == pytest.approx(tuple(welch), abs=CLOSE)
-    assert found.tost_p == pytest.approx(
-        ttost_paired(np.array(b), np.array(a), -0.005, 0.005)[0], abs=CLOSE
+    means = CompareMeans(DescrStatsW(b), DescrStatsW(a)).tconfint_diff(usevar="unequal")
+    assert found.ci95_unpaired == pytest.approx(means, abs=CLOSE)
+    tost = ttost_paired(np.array(b), np.array(a), -margin, margin)[0]
+    assert found.tost_p == pytest.approx(tost, abs=CLOSE)
+    wins = (ranked > 0).mean() + (ranked == 0).mean() / 2
+    assert found.prob_superior == pytest.approx(wins, abs=CLOSE)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "thirty"])
+def test_sign_flips_are_scipys_exact_permutations(name: str) -> None:
+    a, b = TABLES[name]
+    theirs = stats.permutation_test(
+        (np.array(b), np.array(a)),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
     )
-    assert found.prob_superior == pytest.approx((deltas > 0).mean(), abs=CLOSE)
+    found = difference(a, b, min_effect=0.005).p_sign_flip
+    assert found == pytest.approx(theirs.pvalue, abs=CLOSE)
 
 
 @pytest.mark.parametrize("n", [2, 5, 12])
@@ -69,8 +103,9 @@ def test_bca_needs_ten_blocks_and_agrees_with_scipy() -> None:
     assert difference(*draws(9, 0.01), min_effect=0.005).ci95_bca is None
     a, b = draws(10, 0.01)
     found = difference(a, b, min_effect=0.005).ci95_bca
-    deltas = np.round(np.subtract(b, a), 12)
-    theirs = stats.bootstrap((deltas,), np.mean, rng=np.random.default_rng(0)).confidence_interval
+    theirs = stats.bootstrap(
+        (np.subtract(b, a),), np.mean, rng=np.random.default_rng(0)
+    ).confidence_interval
     assert found == pytest.approx(tuple(theirs), abs=CLOSE)
 
 
@@ -152,6 +187,17 @@ def test_more_seeds_are_the_fewest_with_80_percent_power(seed: int) -> None:
     assert power.power(size, 4 + more, 0.05) >= 0.8
     if more:
         assert power.power(size, 4 + more - 1, 0.05) < 0.8
+
+
+@pytest.mark.parametrize("d_z", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n", [2, 5, 12, 60])
+def test_power_is_that_of_statsmodels(d_z: float, n: int) -> None:
+    assert power(d_z, n, 0.05) == pytest.approx(TTestPower().power(d_z, n, 0.05), abs=CLOSE)
+
+
+def test_power_is_a_number_where_statsmodels_has_none() -> None:
+    assert not math.isfinite(TTestPower().power(2.5, 60, 0.05))
+    assert power(2.5, 60, 0.05) == pytest.approx(1.0)
 
 
 def test_more_seeds_without_anything_to_find() -> None:
