@@ -55,6 +55,8 @@ def test_a_run_leaves_scores_checkpoints_and_a_run_in_mlflow(
     assert logged.data.metrics["test/knn_top1"] == summary.metrics["test/knn_top1"]
     assert logged.data.tags["stoplab.run_digest"] == summary.run_digest
     assert logged.data.params["positions.noise_std"] == "0.25"
+    measured = logged.data.metrics["mask/effective_ratio"]
+    assert float(logged.data.tags["stoplab.masking_ratio"]) == pytest.approx(measured, abs=0.1)
     assert "loss" in run.rank_log(0).read_text()
 
 
