@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stoplab_platform.errors import Stopped
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.paths import JobFolder, RunFolder, write_json
+from stoplab_platform.paths import RunFolder, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec, override, parse
-from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.tracking import RunIdentity
-from stoplab_sweeps.cells import Execute, Task, run_cell
-from stoplab_sweeps.study import Start
+from stoplab_sweeps.cells import Execute, Start, StudySpec, run_cell
+from stoplab_sweeps.feed import Feed
 from stoplab_trainers.rank import Summary
 from support_runs import TINY
 
@@ -99,16 +98,8 @@ class Runs:
         return summary(spec)
 
 
-def one_by_one(
-    tasks: Sequence[Task],
-    folder: JobFolder,
-    compute: ComputeSpec,
-    *,
-    max_concurrent: int | None,
-    execute: Execute,
-    go_on: Callable[[], bool],
-) -> None:
+def one_by_one(feed: Feed, spec: StudySpec, start: Start, execute: Execute) -> None:
     """A schedule in this process."""
-    for task in tasks:
-        if go_on():
-            run_cell(task, folder, execute)
+    while isinstance(cell := feed.next(), Cell):
+        run_cell(spec, cell.id, start, execute)
+        feed.ended(cell.id)

@@ -17,14 +17,19 @@ from stoplab_platform.paths import JobFolder, read_json, write_atomic
 
 
 class CellState(StrEnum):
-    """Where a cell stands; it is done only when it SUCCEEDED."""
+    """Where a cell stands."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     STOPPED = "STOPPED"
+    PRUNED = "PRUNED"
     INFEASIBLE = "INFEASIBLE"
+
+
+DONE = frozenset({CellState.SUCCEEDED, CellState.PRUNED, CellState.INFEASIBLE})
+"""States that no later start changes: all others run (again)."""
 
 
 class Cell(BaseModel):
@@ -33,7 +38,7 @@ class Cell(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
-    """Name of its file and of its run's folder: `p003-s0`, `stochastic-s2`."""
+    """Name of its file and of its run's folder: `p-3f2a91c07d-s0`, `stochastic-s2`."""
     index: int
     """Place in the order of the study."""
     arm: str | None = None
@@ -49,9 +54,12 @@ class Cell(BaseModel):
     mlflow_run_id: str | None = None
     """Its run in MLflow."""
     metrics: dict[str, float] = {}
-    """Final metrics: `val/knn_top1`, `test/...`, `init/...`, `pixels/...`."""
+    """Final metrics: `val/knn_top1`, `test/...`, `init/...`, `pixels/...`; of a PRUNED one the
+    last validation scores."""
     certificate: dict[str, str] = {}
     """Hashes that prove the pairing: `init`, `samples`, `masks`, ..."""
+    adopted: bool = False
+    """Whether an earlier job ran it; its hours are that job's."""
     error: str | None = None
     """Why it failed, for people."""
     started_at: datetime | None = None
@@ -67,15 +75,23 @@ class Ledger:
         self._folder = folder.cells
 
     def plan(self, cells: list[Cell]) -> None:
-        """Write the cells that are not there yet; those that are keep what they know."""
+        """Write the cells that are not there yet; those that are keep what they know.
+
+        Only their place in the order is taken anew: a study that was extended has another.
+        """
         for cell in cells:
-            if not self._path(cell.id).exists():
+            try:
+                known = self.get(cell.id)
+            except KeyError:
                 self._write(cell)
+                continue
+            if known.index != cell.index:
+                self._write(known.model_copy(update={"index": cell.index}))
 
     def cells(self) -> list[Cell]:
         """All cells in the order of the study."""
         found = [self.get(path.stem) for path in self._folder.glob("*.json")]
-        return sorted(found, key=lambda cell: cell.index)
+        return sorted(found, key=lambda cell: (cell.index, cell.id))
 
     def get(self, cell_id: str) -> Cell:
         """One cell; KeyError where there is none."""

@@ -143,9 +143,44 @@ class JobFolder:
         return self.root / "comparison.md"
 
     @property
+    def comparison_html(self) -> Path:
+        """A comparison's result as a page with plots, in one file."""
+        return self.root / "comparison.html"
+
+    @property
+    def comparison_png(self) -> Path:
+        """A comparison's result as one picture."""
+        return self.root / "comparison.png"
+
+    @property
+    def comparison_tex(self) -> Path:
+        """A comparison's result as a LaTeX table."""
+        return self.root / "comparison.tex"
+
+    @property
+    def surface(self) -> Path:
+        """A sweep's response surface, or why there is none."""
+        return self.root / "surface.json"
+
+    @property
+    def surface_html(self) -> Path:
+        """A sweep's response surface as a page with plots, in one file."""
+        return self.root / "surface.html"
+
+    @property
+    def surface_png(self) -> Path:
+        """A sweep's response surface as one picture."""
+        return self.root / "surface.png"
+
+    @property
     def trials(self) -> Path:
         """A study's ledger as CSV."""
         return self.root / "trials.csv"
+
+    @property
+    def trials_parquet(self) -> Path:
+        """A study's ledger as Parquet."""
+        return self.root / "trials.parquet"
 
     @property
     def tune(self) -> Path:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stoplab_platform.errors import Problem, SpecError, Stopped
-from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
+from stoplab_platform.paths import JobFolder, RunFolder, read_json, read_lines
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec
 from stoplab_platform.tracking import RunIdentity
-from stoplab_sweeps.space import Infeasible, label, points, run_at, seed_of
+from stoplab_sweeps.space import Infeasible, Point, label, point_id, points, run_at, seed_of
 
 if TYPE_CHECKING:  # the driver needs no torch, and starts seconds earlier without it
+    from stoplab_trainers.hooks import OnScores
     from stoplab_trainers.rank import Summary
 
 StudySpec = SweepSpec | ComparisonSpec
@@ -22,39 +24,81 @@ Execute = Callable[..., "Summary"]
 """What `stoplab_trainers.launch.execute` is: spec, folder, identity, stop_file to summary."""
 
 FACTS = ("precision", "threads", "device", "data")  # that a pairing also rests on
-NAME_ROOM = 100  # characters of a study's name in its runs' names
-
-
-class Planned(NamedTuple):
-    """A cell and its run; None where no masks can be drawn."""
-
-    cell: Cell
-    run: RunSpec | None
+PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
+NAME_ROOM = 90  # characters of a study's name in its runs' names
 
 
 @dataclass(frozen=True)
-class Task:
-    """One cell as its worker needs it; plain data, so that it travels."""
+class Start:
+    """One start of a study: whose, where, and the how-manyeth."""
 
-    cell_id: str
-    spec: Mapping[str, Any]
-    identity: Mapping[str, Any]
+    job_id: str
+    folder: JobFolder
+    attempt: int
+    tracking_uri: str
 
 
-def plan(spec: StudySpec) -> list[Planned]:
-    """Every cell in the order of the study.
+def plan(spec: StudySpec) -> list[Cell]:
+    """Every cell that is known beforehand, in the order of the study; INFEASIBLE ones marked.
 
     Seed by seed, all arms or points of one seed first: so blocks are complete as early as can
-    be. SpecError where nothing could run, or more would than the limits allow.
+    be. An adaptive search plans as it goes (`search.propose`). SpecError where nothing could run,
+    or more would than the limits allow.
     """
     found = _arms(spec) if isinstance(spec, ComparisonSpec) else _points(spec)
-    if len(found) > spec.limits.trials:
-        text = f"{spec.limits.trials}: the study has {len(found)} runs; allow them or vary less"
+    runs = expected(spec) or len(found)
+    if runs > spec.limits.trials:
+        text = f"{spec.limits.trials}: the study has {runs} runs; allow them or vary less"
         raise SpecError([Problem(("limits", "trials"), text)])
-    if all(run is None for _, run in found):
-        reasons = dict.fromkeys(str(cell.error) for cell, _ in found)
+    if found and all(cell.state is CellState.INFEASIBLE for cell in found):
+        reasons = dict.fromkeys(str(cell.error) for cell in found)
         raise SpecError([Problem(("space",), f"no point can run: {'; '.join(reasons)}")])
     return found
+
+
+def expected(spec: StudySpec) -> int | None:
+    """How many runs an adaptive search is after; None where the plan knows."""
+    if not isinstance(spec, SweepSpec) or spec.search.kind != "optuna":
+        return None
+    assert spec.search.samples is not None, "the spec checks itself"
+    return spec.search.samples * spec.replicates
+
+
+def cells_at(spec: SweepSpec, point: Point, index: int) -> list[Cell]:
+    """The cells of one point from a place in the order on, INFEASIBLE where no masks fit."""
+    return [
+        _cell(spec, point, replicate, index + replicate) for replicate in range(spec.replicates)
+    ]
+
+
+def known_points(spec: StudySpec, cells: Sequence[Cell]) -> list[Cell]:
+    """The plan of an adaptive search so far: every point of the ledger with all its replicates.
+
+    Some are missing where a start was killed while it planned, or replicates were raised.
+    """
+    if not isinstance(spec, SweepSpec):
+        return []
+    groups = enumerate(by_point(cells))
+    return [
+        cell for i, group in groups for cell in cells_at(spec, group[0].point, i * spec.replicates)
+    ]
+
+
+def by_point(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """A sweep's cells, point by point in the order of their first ones."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(point_id(cell.point), []).append(cell)
+    return list(groups.values())
+
+
+def run_of(spec: StudySpec, cell: Cell) -> RunSpec:
+    """The run that a cell stands for; `space.Infeasible` where no masks fit."""
+    if isinstance(spec, ComparisonSpec):
+        assert cell.arm is not None, cell
+        return spec.arm(cell.arm, cell.seed)
+    name = f"{spec.name[:NAME_ROOM]}-{cell.id}"
+    return run_at(spec, cell.point, seed=cell.seed, name=name)
 
 
 def name_of(cell: Cell) -> str:
@@ -78,27 +122,36 @@ def identity_of(spec: StudySpec, cell: Cell, *, job_id: str, attempt: int) -> Ru
     )
 
 
-def run_cell(task: Task, folder: JobFolder, execute: Execute) -> None:
+def run_cell(
+    spec: StudySpec,
+    cell_id: str,
+    start: Start,
+    execute: Execute,
+    on_scores: OnScores | None = None,
+) -> None:
     """Run a cell, or go on with it, and write how it ended into the ledger.
 
     Nothing is raised for a run that fails: only a lost process is worth another try.
     """
-    ledger, run = Ledger(folder), folder.run(task.cell_id)
-    if folder.stop.exists() or ledger.get(task.cell_id).state is CellState.SUCCEEDED:
+    folder = start.folder
+    ledger, run = Ledger(folder), folder.run(cell_id)
+    cell = ledger.get(cell_id)
+    if folder.stop.exists() or cell.state in DONE:
         return
-    ledger.update(task.cell_id, state=CellState.RUNNING, error=None, finished_at=None)
+    ledger.update(cell_id, state=CellState.RUNNING, error=None, finished_at=None)
+    told = {} if on_scores is None else {"on_scores": on_scores}
     try:
-        spec = RunSpec.model_validate(task.spec)
         parent = (read_json(folder.tracked) or {}).get("run_id")
-        identity = RunIdentity(**{**task.identity, "parent_run_id": parent})
-        summary = execute(spec, run, identity, stop_file=folder.stop)
-    except Stopped:
-        ledger.update(task.cell_id, state=CellState.STOPPED)
+        identity = identity_of(spec, cell, job_id=start.job_id, attempt=start.attempt)
+        identity = dataclasses.replace(identity, parent_run_id=parent)
+        summary = execute(run_of(spec, cell), run, identity, stop_file=folder.stop, **told)
+    except Stopped as stop:
+        ledger.update(cell_id, **_stopped(run, stop.intent))
     except Exception as error:  # the boundary between somebody's run and our study
         text = f"{type(error).__name__}: {error}"
-        ledger.update(task.cell_id, state=CellState.FAILED, error=text)
+        ledger.update(cell_id, state=CellState.FAILED, error=text)
     else:
-        ledger.update(task.cell_id, state=CellState.SUCCEEDED, **_learned(summary))
+        ledger.update(cell_id, state=CellState.SUCCEEDED, **_learned(summary))
 
 
 def train(*arguments: Any, **named: Any) -> Summary:
@@ -108,27 +161,37 @@ def train(*arguments: Any, **named: Any) -> Summary:
     return execute(*arguments, **named)
 
 
-def _arms(spec: ComparisonSpec) -> list[Planned]:
+def _arms(spec: ComparisonSpec) -> list[Cell]:
     keys = [(seed, arm) for seed in spec.seeds for arm in spec.arms]
+    for arm in spec.arms:
+        spec.arm(arm, spec.seeds[0])  # refused here rather than in the middle
     return [
-        Planned(Cell(id=f"{arm}-s{seed}", index=index, arm=arm, seed=seed), spec.arm(arm, seed))
+        Cell(id=f"{arm}-s{seed}", index=index, arm=arm, seed=seed)
         for index, (seed, arm) in enumerate(keys)
     ]
 
 
-def _points(spec: SweepSpec) -> list[Planned]:
-    found: list[Planned] = []
-    for replicate in range(spec.replicates):
-        for number, point in enumerate(points(spec)):
-            seed = seed_of(spec, point, replicate)
-            cell = Cell(id=f"p{number:03d}-s{seed}", index=len(found), point=point, seed=seed)
-            try:
-                name = f"{spec.name[:NAME_ROOM]}-{cell.id}"
-                found.append(Planned(cell, run_at(spec, point, seed=seed, name=name)))
-            except Infeasible as error:
-                changes = {"state": CellState.INFEASIBLE, "error": str(error)}
-                found.append(Planned(cell.model_copy(update=changes), None))
-    return found
+def _points(spec: SweepSpec) -> list[Cell]:
+    keys = [(k, point) for k in range(spec.replicates) for point in points(spec)]
+    return [_cell(spec, point, k, index) for index, (k, point) in enumerate(keys)]
+
+
+def _cell(spec: SweepSpec, point: Point, replicate: int, index: int) -> Cell:
+    seed = seed_of(spec, point, replicate)
+    cell = Cell(id=f"p-{point_id(point)}-s{seed}", index=index, point=point, seed=seed)
+    try:
+        run_of(spec, cell)
+    except Infeasible as error:
+        changes = {"state": CellState.INFEASIBLE, "error": str(error)}
+        return cell.model_copy(update=changes)
+    return cell
+
+
+def _stopped(run: RunFolder, intent: str) -> dict[str, Any]:
+    if intent != PRUNED:
+        return {"state": CellState.STOPPED}
+    lines = read_lines(run.scores)
+    return {"state": CellState.PRUNED, "metrics": lines[-1]["values"] if lines else {}}
 
 
 def _learned(summary: Summary) -> dict[str, Any]:

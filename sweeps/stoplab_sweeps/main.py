@@ -26,8 +26,8 @@ from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec, parse_assignments
-from stoplab_sweeps.cells import StudySpec, train
-from stoplab_sweeps.study import Start, run_study
+from stoplab_sweeps.cells import Start, StudySpec, train
+from stoplab_sweeps.study import run_study
 from stoplab_sweeps.tuning import run_in_tune
 
 log = logging.getLogger("stoplab")

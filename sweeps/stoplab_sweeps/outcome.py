@@ -9,7 +9,8 @@ from typing import Any
 
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.paths import JobFolder, write_atomic, write_json
-from stoplab_platform.specs import ComparisonSpec, SweepSpec
+from stoplab_platform.specs import ComparisonSpec
+from stoplab_sweeps.best import best_of, sentence
 from stoplab_sweeps.cells import StudySpec
 from stoplab_sweeps.compare import result
 from stoplab_sweeps.report import (
@@ -41,7 +42,11 @@ def sum_up(spec: StudySpec, folder: JobFolder, cells: Sequence[Cell]) -> Outcome
     if isinstance(spec, ComparisonSpec):
         return _compared(spec, folder, cells)
     print(f"\n{sweep_table(spec, cells)}\n", flush=True)
-    return Outcome(_best(spec, cells), [folder.trials])
+    found = best_of(spec, cells)
+    if found is None:
+        return Outcome({}, [folder.trials])
+    print(f"{sentence(found)}\n", flush=True)
+    return Outcome({f"best/{found.metric}": found.best.mean}, [folder.trials])
 
 
 def _compared(spec: ComparisonSpec, folder: JobFolder, cells: Sequence[Cell]) -> Outcome:
@@ -67,9 +72,3 @@ def _numbers(judged: Mapping[str, Any]) -> dict[str, float]:
         **{f"compare/mean/{arm}": row["mean"] for arm, row in judged["arms"].items()},
     }
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _best(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, float]:
-    metric, better = spec.objective.metric, max if spec.objective.mode == "max" else min
-    values = [cell.metrics[metric] for cell in cells if metric in cell.metrics]
-    return {f"best/{metric}": better(values)} if values else {}

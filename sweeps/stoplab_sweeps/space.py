@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.stats import qmc
 
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.masks import with_ratio
 from stoplab_platform.specs import RunSpec, SweepSpec, applied, parse
+from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.sweep import MASKING_RATIO, Axis
 
 Point = dict[str, Any]
@@ -25,21 +26,27 @@ class Infeasible(ValueError):
 
 
 def points(spec: SweepSpec) -> list[Point]:
-    """All points in order: the product of the grids (last axis fastest), or the random draws.
+    """All points that are known beforehand, in order: the grids' product (last axis fastest), or
+    the draws; none for an adaptive search.
 
-    Draws are prefix-stable: more samples leave the earlier points as they are, and each axis
-    has numbers of its own, so another axis moves none of them. Repeated points are left out.
+    Draws are prefix-stable: more samples leave the earlier points as they are. With `random` each
+    axis has numbers of its own, so another axis moves none of them. Repeated points are left out.
     """
+    if spec.search.kind == "optuna":
+        return []
     if spec.search.kind == "grid":
         values = [axis.examples() for axis in spec.space.values()]
-        return [dict(zip(spec.space, row, strict=True)) for row in itertools.product(*values)]
+        rows = itertools.product(*values)
+        return _distinct(dict(zip(spec.space, row, strict=True)) for row in rows)
     assert spec.search.samples is not None, "the spec checks itself"
-    found: dict[str, Point] = {}
-    for point in itertools.islice(_draws(spec), TRIES * spec.search.samples):
-        found.setdefault(json.dumps(point, sort_keys=True), point)
-        if len(found) == spec.search.samples:
-            break
-    return list(found.values())
+    drawn = _sobol(spec) if spec.search.kind == "sobol" else _random(spec)
+    tries = itertools.islice(drawn, TRIES * spec.search.samples)
+    return _distinct(tries, spec.search.samples)
+
+
+def point_id(point: Mapping[str, Any]) -> str:
+    """Ten hex digits that the point's content decides, so that a grown sweep knows it again."""
+    return canonical_digest({path: _plain_number(v) for path, v in point.items()})[:10]
 
 
 def run_at(spec: SweepSpec, point: Mapping[str, Any], *, seed: int, name: str) -> RunSpec:
@@ -80,17 +87,41 @@ def label(point: Mapping[str, Any]) -> str:
     )
 
 
-def _draws(spec: SweepSpec) -> Iterator[Point]:
+def _distinct(found: Iterator[Point], wanted: int | None = None) -> list[Point]:
+    kept: dict[str, Point] = {}
+    for point in found:
+        kept.setdefault(point_id(point), point)
+        if len(kept) == wanted:
+            break
+    return list(kept.values())
+
+
+def _plain_number(value: Any) -> Any:
+    """A whole float counts as the integer that YAML may have made of it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _random(spec: SweepSpec) -> Iterator[Point]:
     generators = {
         path: np.random.default_rng([spec.search.seed, zlib.crc32(path.encode())])
         for path in spec.space
     }
     while True:
-        yield {path: _draw(axis, generators[path]) for path, axis in spec.space.items()}
+        yield {path: _at(axis, generators[path].random()) for path, axis in spec.space.items()}
 
 
-def _draw(axis: Axis, generator: np.random.Generator) -> Any:
-    u = float(generator.random())
+def _sobol(spec: SweepSpec) -> Iterator[Point]:
+    """Scrambled Sobol numbers, one dimension an axis; balanced at powers of two."""
+    engine = qmc.Sobol(len(spec.space), scramble=True, rng=np.random.default_rng(spec.search.seed))
+    while True:
+        (row,) = engine.random(1)
+        pairs = zip(spec.space.items(), row, strict=True)
+        yield {path: _at(axis, u) for (path, axis), u in pairs}
+
+
+def _at(axis: Axis, share: float) -> Any:
+    """The axis's value at a share in [0, 1)."""
+    u = float(share)
     if axis.uniform is not None:
         low, high = axis.uniform
         return low + u * (high - low)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from stoplab_platform.admission import Resources
-from stoplab_platform.paths import JobFolder
+from stoplab_platform.ledger import Ledger
+from stoplab_platform.specs import SweepSpec
 from stoplab_platform.specs.run import ComputeSpec
-from stoplab_sweeps.cells import Execute, Task, run_cell
+from stoplab_sweeps.cells import Execute, Start, StudySpec, run_cell
+from stoplab_sweeps.feed import Feed, Say
+from stoplab_sweeps.schedulers import Teller, scheduler_of
 from stoplab_trainers.cluster import connected
 
 log = logging.getLogger("stoplab")
 
+NO_END = 1_000_000_000  # Tune's own bound on trials; the feed says when it is over
 DRIVER_CPUS = 0.01  # of a trial that only waits for the workers of its own run
 
 # What Tune should leave alone: our working folder, our signals, the console, loggers of its own.
@@ -40,27 +44,23 @@ QUIET = {
 }
 
 
-def run_in_tune(
-    tasks: Sequence[Task],
-    folder: JobFolder,
-    compute: ComputeSpec,
-    *,
-    max_concurrent: int | None,
-    execute: Execute,
-    go_on: Callable[[], bool],
-) -> None:
-    """Run the tasks, in order, as many at a time as fit; start no more once ``go_on`` is false."""
+def run_in_tune(feed: Feed, spec: StudySpec, start: Start, execute: Execute) -> None:
+    """Run what the feed gives, as many at a time as the cluster holds, until it is over."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    compute, folder = spec.base.compute, start.folder
+    scheduler = scheduler_of(spec, folder, Ledger(folder).cells())
+    metric = spec.objective.metric if scheduler and isinstance(spec, SweepSpec) else None
     with connected():
-        at_once = concurrency(compute, _cluster(), max_concurrent)
-        log.info("%d runs to do, %d at a time", len(tasks), at_once)
+        at_once = concurrency(compute, _cluster())
+        log.info("%d runs to do, %d fit at a time", feed.remaining(), at_once)
         tune.Tuner(
-            tune.with_resources(_trial(tasks, folder, execute), _resources(compute)),
+            tune.with_resources(_trial(spec, start, execute, metric), _resources(compute)),
             tune_config=tune.TuneConfig(
-                search_alg=InOrder([task.cell_id for task in tasks], go_on),
-                num_samples=len(tasks),
+                search_alg=Fed(feed),
+                scheduler=scheduler,
+                num_samples=NO_END,
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
             ),
@@ -74,30 +74,34 @@ def run_in_tune(
         ).fit()
 
 
-def concurrency(compute: ComputeSpec, cluster: Resources, wanted: int | None) -> int:
-    """Runs at a time: as many as the cluster holds, at most ``wanted``, at least one."""
+def concurrency(compute: ComputeSpec, cluster: Resources) -> int:
+    """Runs at a time: as many as the cluster holds, at least one."""
     one = Resources(compute.cpus_per_worker, compute.gpus_per_worker) * compute.workers
-    fitting = max(1, one.times_in(cluster))
-    return fitting if wanted is None else min(fitting, wanted)
+    return max(1, one.times_in(cluster))
 
 
-class InOrder(Searcher):
-    """Hands out the cells one by one, until there are none left or the study should end."""
+class Fed(Searcher):
+    """Hands out what the feed gives."""
 
-    def __init__(self, cell_ids: Sequence[str], go_on: Callable[[], bool]) -> None:
+    def __init__(self, feed: Feed) -> None:
         super().__init__()
-        self._waiting, self._go_on = list(cell_ids), go_on
+        self._feed, self._cells = feed, dict[str, str]()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next cell."""
-        if not self._waiting or not self._go_on():
+        """The next cell; None: not now."""
+        found = self._feed.next()
+        if found is Say.OVER:
             return Searcher.FINISHED  # type: ignore[return-value]  # Tune's own sign is a word
-        return {"cell": self._waiting.pop(0)}
+        if isinstance(found, Say):
+            return None
+        self._cells[trial_id] = found.id
+        return {"cell": found.id}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the ledger knows."""
+        """A place is free; what became of the cell, the ledger knows."""
+        self._feed.ended(self._cells.pop(trial_id))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: the next start asks the ledger. Tune wants the file to exist."""
@@ -124,14 +128,17 @@ def _resources(compute: ComputeSpec) -> dict[str, float]:
 
 
 def _trial(
-    tasks: Sequence[Task], folder: JobFolder, execute: Execute
+    spec: StudySpec, start: Start, execute: Execute, metric: str | None
 ) -> Callable[[dict[str, Any]], None]:
-    by_id = {task.cell_id: task for task in tasks}
+    """What a trial's process does; with a ``metric`` its scheduled scores are told to Tune."""
 
     def trial(config: dict[str, Any]) -> None:
-        task = by_id[config["cell"]]
-        with _output_to(folder.run(task.cell_id).rank_log(0)):
-            run_cell(task, folder, execute)
+        run = start.folder.run(config["cell"])
+        tell = None if metric is None else Teller(metric)
+        with _output_to(run.rank_log(0)):
+            if tell is not None:
+                tell.again(run)
+            run_cell(spec, config["cell"], start, execute, tell)
 
     return trial
 

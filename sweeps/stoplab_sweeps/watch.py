@@ -11,11 +11,14 @@ from typing import Any, Self
 
 from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, read_json, write_json
-from stoplab_sweeps.cells import name_of
+from stoplab_platform.specs import ComparisonSpec, SweepSpec
+from stoplab_sweeps.best import best_of
+from stoplab_sweeps.cells import StudySpec, expected, name_of
+from stoplab_sweeps.space import label
 
 PERIOD_S = 2.0
 LINE_METRICS = 3  # metrics in the line of a finished cell
-ENDED = (CellState.SUCCEEDED, CellState.FAILED)
+ENDED = (CellState.SUCCEEDED, CellState.PRUNED, CellState.FAILED)
 
 
 class Watch:
@@ -24,9 +27,11 @@ class Watch:
     What it knows comes from files, so it does not matter where and by whom cells are run.
     """
 
-    def __init__(self, folder: JobFolder, metric: str, say: Callable[[str], None]) -> None:
-        self._folder, self._ledger = folder, Ledger(folder)
-        self._metric, self._say = metric, say
+    def __init__(self, spec: StudySpec, folder: JobFolder, say: Callable[[str], None]) -> None:
+        self._spec, self._folder, self._ledger = spec, folder, Ledger(folder)
+        objective = spec.primary if isinstance(spec, ComparisonSpec) else spec.objective
+        self._metric = objective.metric
+        self._say = say
         cells = self._ledger.cells()
         self._seen = {cell.id: cell.state for cell in cells}
         self._began, self._units_before = time.monotonic(), self._units(cells)
@@ -55,12 +60,15 @@ class Watch:
             before = self._seen.get(cell.id)
             if cell.state != before:
                 self._seen[cell.id] = cell.state
-                self._tell(cell, before, len(cells))
+                self._tell(cell, before, cells)
         write_json(self._folder.progress, self.progress(cells))
 
     def progress(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """A study counts cells; the time left comes from the pace since this attempt began."""
-        total = sum(cell.state is not CellState.INFEASIBLE for cell in cells)
+        """A study counts cells; the time left comes from the pace since this attempt began.
+
+        A sweep tells its best point so far as well: `best`, with point, mean, ci95 and n.
+        """
+        total = self._total(cells)
         units = self._units(cells)
         done, elapsed = units - self._units_before, time.monotonic() - self._began
         return {
@@ -69,7 +77,18 @@ class Watch:
             "epoch": 0,
             "eta_s": round((total - units) * elapsed / done, 1) if done > 0 else None,
             "samples_per_s": None,
+            **self._best(cells),
         }
+
+    def _total(self, cells: Sequence[Cell]) -> int:
+        planned = sum(cell.state is not CellState.INFEASIBLE for cell in cells)
+        return max(planned, expected(self._spec) or 0)
+
+    def _best(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        if not isinstance(self._spec, SweepSpec):
+            return {}
+        found = best_of(self._spec, cells)
+        return {"best": None if found is None else found.best.plain()}
 
     def _units(self, cells: Sequence[Cell]) -> float:
         """Cells that ended, and the parts of those that run."""
@@ -81,16 +100,23 @@ class Watch:
         found = read_json(self._folder.run(cell.id).progress) or {"step": 0, "steps": 1}
         return float(found["step"] / max(1, found["steps"]))
 
-    def _tell(self, cell: Cell, before: CellState | None, total: int) -> None:
+    def _tell(self, cell: Cell, before: CellState | None, cells: Sequence[Cell]) -> None:
+        total = max(len(cells), expected(self._spec) or 0)
         which = f"[{cell.index + 1}/{total}] {name_of(cell)}"
         if before is not CellState.RUNNING and cell.state in ENDED:
             self._say(f"{which}  started")  # it came and went between two looks
         if cell.state is CellState.RUNNING:
             self._say(f"{which}  started")
         elif cell.state is CellState.SUCCEEDED:
-            self._say(f"{which}  done  {self._numbers(cell)}")
+            self._say(f"{which}  done  {self._numbers(cell)}{self._leader(cells)}")
+        elif cell.state is CellState.PRUNED:
+            self._say(f"{which}  ended early  {self._numbers(cell)}")
         else:
             self._say(f"{which}  {cell.state.lower()}  {cell.error or ''}".rstrip())
+
+    def _leader(self, cells: Sequence[Cell]) -> str:
+        best = self._best(cells).get("best")
+        return f"  (best so far {best['mean']:.4f} at {label(best['point'])})" if best else ""
 
     def _numbers(self, cell: Cell) -> str:
         judged = [name for name in cell.metrics if name.startswith(("val/", "test/"))]

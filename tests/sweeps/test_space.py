@@ -7,8 +7,8 @@ import pytest
 from stoplab_platform.errors import SpecError
 from stoplab_platform.ledger import CellState
 from stoplab_platform.masks import effective_ratio
-from stoplab_sweeps.cells import name_of, plan
-from stoplab_sweeps.space import Infeasible, label, points, run_at
+from stoplab_sweeps.cells import name_of, plan, run_of
+from stoplab_sweeps.space import Infeasible, label, point_id, points, run_at
 from support_studies import comparison, sweep
 
 NOISE, RATIO = "positions.noise_std", "masking_ratio"
@@ -105,40 +105,66 @@ def test_points_have_short_names(point: dict[str, Any], text: str) -> None:
     assert label(point) == text
 
 
-def test_a_sweep_is_planned_seed_by_seed_with_stable_numbers() -> None:
+def test_a_sweep_is_planned_seed_by_seed() -> None:
     planned = plan(sweep({"seed": 7}, replicates=2))
-    assert [cell.id for cell, _ in planned] == [
-        "p000-s7", "p001-s7", "p002-s7", "p003-s7",
-        "p000-s8", "p001-s8", "p002-s8", "p003-s8",
-    ]  # fmt: skip
-    assert [cell.index for cell, _ in planned] == list(range(8))
-    assert [run.seed for _, run in planned if run] == [7, 7, 8, 8]
-    assert name_of(planned[5].cell) == "noise_std=0.1 ratio=0.6 s8"
+    ids = [point_id(point) for point in points(sweep())]
+    assert [cell.id for cell in planned] == [f"p-{i}-s{seed}" for seed in (7, 8) for i in ids]
+    assert [cell.index for cell in planned] == list(range(8))
+    assert name_of(planned[5]) == "noise_std=0.1 ratio=0.6 s8"
+
+
+def test_a_cell_is_known_by_its_points_content() -> None:
+    few = plan(sweep(space={NOISE: {"grid": [0.1, 1]}}))
+    many = plan(sweep(space={NOISE: {"grid": [0.0, 0.1, 0.5, 1.0]}}, replicates=2))
+    assert {cell.id for cell in few} < {cell.id for cell in many}
+    again = plan(sweep(space={NOISE: {"grid": [0.1, 0.1]}}))
+    assert [cell.id for cell in again] == [few[0].id]
 
 
 def test_infeasible_cells_are_found_before_anything_runs() -> None:
-    states = [(cell.state, run is None) for cell, run in plan(sweep())]
-    assert states == [
-        (CellState.INFEASIBLE, True),
-        (CellState.PENDING, False),
-        (CellState.INFEASIBLE, True),
-        (CellState.PENDING, False),
-    ]
+    assert [cell.state for cell in plan(sweep())] == [
+        CellState.INFEASIBLE, CellState.PENDING, CellState.INFEASIBLE, CellState.PENDING,
+    ]  # fmt: skip
 
 
 def test_a_comparison_is_planned_block_by_block() -> None:
-    planned = plan(comparison())
-    assert [cell.id for cell, _ in planned] == [
+    spec = comparison()
+    planned = plan(spec)
+    assert [cell.id for cell in planned] == [
         f"{arm}-s{seed}" for seed in (0, 1, 2) for arm in ("deterministic", "stochastic")
     ]
-    run = planned[2].run
-    assert run is not None
+    run = run_of(spec, planned[2])
     assert (run.positions.kind, run.seed) == ("deterministic", 1)
-    assert name_of(planned[2].cell) == "deterministic s1"
+    assert name_of(planned[2]) == "deterministic s1"
+
+
+class TestSobol:
+    space = {NOISE: {"uniform": [0.0, 1.0]}, "optim.lr": {"loguniform": [1e-4, 1e-2]}}
+
+    def drawn(self, samples: int, seed: int = 0) -> list[dict[str, Any]]:
+        search = {"kind": "sobol", "samples": samples, "seed": seed}
+        return points(sweep(space=self.space, search=search))
+
+    def test_more_samples_move_no_earlier_point(self) -> None:
+        assert self.drawn(16)[:5] == self.drawn(5)
+
+    def test_its_points_are_spread_evenly(self) -> None:
+        found = self.drawn(16)
+        for low in range(4):  # a (0, 4, 2)-net: four points in every quarter of each axis
+            quarter = [p for p in found if low / 4 <= p[NOISE] < (low + 1) / 4]
+            assert len(quarter) == 4
+            assert sum(point["optim.lr"] < 1e-3 for point in quarter) == 2
+
+    def test_the_search_seed_scrambles_them(self) -> None:
+        assert self.drawn(4) == self.drawn(4)
+        assert self.drawn(4) != self.drawn(4, seed=1)
 
 
 def test_studies_that_cannot_be_are_refused() -> None:
     with pytest.raises(SpecError, match="the study has 6 runs"):
         plan(comparison(limits={"trials": 5}))
+    search = {"kind": "optuna", "samples": 30}
+    with pytest.raises(SpecError, match="the study has 120 runs"):
+        plan(sweep(search=search, replicates=4))
     with pytest.raises(SpecError, match="no point can run"):
         plan(sweep(space={RATIO: {"grid": [0.1, 0.99]}}))

@@ -1,25 +1,21 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stoplab_platform.admission import Resources
 from stoplab_platform.errors import SpecError, Stopped
 from stoplab_platform.exits import Exit
 from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, read_json, write_json
-from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.tracking import client
-from stoplab_sweeps.cells import Task
-from stoplab_sweeps.study import run_study, spent
-from stoplab_sweeps.tuning import concurrency
+from stoplab_sweeps.cells import plan
+from stoplab_sweeps.feed import Feed
+from stoplab_sweeps.study import run_study
 from stoplab_sweeps.watch import Watch
-from support_studies import Runs, comparison, finished, one_by_one, start, summary, sweep
+from support_studies import Runs, comparison, one_by_one, start, summary, sweep
 
 DEADLINE_S = 240
 
@@ -105,8 +101,10 @@ class TestComparison:
             study(comparison(seeds=[0, 1]), Runs())
 
     def test_a_lost_process_is_a_failed_cell(self) -> None:
-        def lost(tasks: Sequence[Task], folder: JobFolder, *_: Any, **__: Any) -> None:
-            Ledger(folder).update(tasks[0].cell_id, state=CellState.RUNNING)
+        def lost(feed: Feed, *_: Any) -> None:
+            cell = feed.next()
+            assert isinstance(cell, Cell)
+            Ledger(start().folder).update(cell.id, state=CellState.RUNNING)
 
         assert study(comparison(), Runs(), schedule=lost) is Exit.FAILED
         assert "died more often than 3 times" in str(
@@ -118,7 +116,8 @@ class TestSweep:
     def test_infeasible_points_are_reported_and_the_rest_runs(self, capsys: Any) -> None:
         runs = Runs()
         assert study(sweep(), runs) is Exit.OK
-        assert runs.done == ["p001-s0", "p003-s0"]
+        assert runs.done == [cell.id for cell in plan(sweep()) if cell.state == "PENDING"]
+        assert len(runs.done) == 2
         out = capsys.readouterr().out
         assert "out of reach" in out
         best_first = [line for line in out.splitlines() if "ratio=0.6" in line and "0.5" in line]
@@ -182,60 +181,13 @@ class TestTracking:
         assert start().folder.run("parent").spool.exists()
 
 
-class TestLimits:
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def cells(self, *hours: float) -> list[Cell]:
-        return [
-            finished("a", i, 0.5, started_at=self.now - timedelta(hours=h), finished_at=self.now)
-            for i, h in enumerate(hours)
-        ]
-
-    def test_hours_on_the_clock(self) -> None:
-        spec = comparison(limits={"wall_hours": 2})
-        assert spent(spec, self.cells(1.9), self.now) is None
-        assert spent(spec, self.cells(2.1, 0.1), self.now) == "limits.wall_hours (2) is reached"
-
-    def test_gpu_hours_count_every_gpu(self) -> None:
-        spec = comparison({"compute.gpus_per_worker": 1.0, "compute.workers": 2},
-                          limits={"gpu_hours": 8})  # fmt: skip
-        assert spent(spec, self.cells(2, 1.9), self.now) is None
-        assert spent(spec, self.cells(2, 2), self.now) == "limits.gpu_hours (8) is reached"
-        assert spent(comparison(limits={"gpu_hours": 8}), self.cells(99), self.now) is None
-
-    def test_a_reached_limit_starts_no_more_cells(self, caplog: Any) -> None:
-        runs = Runs()
-        assert study(comparison(limits={"wall_hours": 1e-12}), runs) is Exit.FAILED
-        assert runs.done == ["deterministic-s0"]
-        assert "5 runs did not start: limits.wall_hours" in caplog.text
-
-
-class TestConcurrency:
-    @pytest.mark.parametrize(
-        ("compute", "cluster", "wanted", "at_once"),
-        [
-            ({}, Resources(4), None, 4),
-            ({"cpus_per_worker": 2}, Resources(5), None, 2),
-            ({}, Resources(4), 2, 2),
-            ({}, Resources(4), 9, 4),
-            ({"workers": 2, "cpus_per_worker": 2}, Resources(9), None, 2),
-            ({"gpus_per_worker": 0.5}, Resources(64, 1), None, 2),
-            ({"cpus_per_worker": 8}, Resources(2), None, 1),
-        ],
-    )
-    def test_as_many_as_fit(
-        self, compute: dict[str, Any], cluster: Resources, wanted: int | None, at_once: int
-    ) -> None:
-        assert concurrency(ComputeSpec(**compute), cluster, wanted) == at_once
-
-
 class TestWatch:
     def test_progress_counts_cells_and_says_each_change_once(self) -> None:
         folder, lines = start().folder, list[str]()
         ledger = Ledger(folder)
         ledger.plan([Cell(id=f"a-s{i}", index=i, arm="a", seed=i) for i in range(4)])
         ledger.update("a-s3", state=CellState.INFEASIBLE, error="no masks")
-        watch = Watch(folder, "val/knn_top1", lines.append)
+        watch = Watch(comparison(primary={"metric": "val/knn_top1"}), folder, lines.append)
         watch.look()
         assert lines == []
         ledger.update("a-s0", state=CellState.RUNNING)

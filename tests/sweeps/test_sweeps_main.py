@@ -18,7 +18,7 @@ from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import Home, JobFolder, read_json, write_json
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec
 from stoplab_platform.tracking import client
-from stoplab_sweeps.cells import plan
+from stoplab_sweeps.cells import plan, run_of
 from stoplab_sweeps.main import main
 from support_runs import TINY, tiny
 from support_studies import comparison, sweep
@@ -63,13 +63,13 @@ class TestConfigs:
         spec = load_spec(CONFIGS / "noise_by_masking.yaml")
         assert isinstance(spec, SweepSpec)
         planned = plan(spec)
-        assert all(run is not None for _, run in planned)
-        assert len({tuple(cell.point.values()) for cell, _ in planned}) == len(planned) == 6
+        assert all(cell.state is CellState.PENDING for cell in planned)
+        assert len({tuple(cell.point.values()) for cell in planned}) == len(planned) == 6
 
     def test_the_comparison_is_of_stop_and_ijepa(self) -> None:
         spec = load_spec(CONFIGS / "stop_vs_deterministic.yaml")
         assert isinstance(spec, ComparisonSpec)
-        kinds = [run.positions.kind for _, run in plan(spec) if run is not None]
+        kinds = [run_of(spec, cell).positions.kind for cell in plan(spec)]
         assert kinds == ["deterministic", "stochastic"] * len(spec.seeds)
 
 
@@ -193,7 +193,8 @@ class TestUnderTune:
     def test_a_pause_stops_running_cells_and_the_next_start_resumes(
         self, tmp_path: Path, home: Path
     ) -> None:
-        driver = Driver(sweep({"optim.epochs": 300}, replicates=2), tmp_path, home)
+        spec = sweep({"optim.epochs": 300}, replicates=2)
+        driver = Driver(spec, tmp_path, home)
         process = driver.start()
         until(lambda: any(driver.folder.root.glob("runs/p*/progress.json")), process)
         asked = time.monotonic()
@@ -202,7 +203,8 @@ class TestUnderTune:
         assert time.monotonic() - asked < 60
         assert set(driver.states()) <= {"STOPPED", "PENDING", "INFEASIBLE"}
         assert "STOPPED" in driver.states()
-        (saved,) = driver.folder.run("p001-s0").checkpoints.glob("step-*/state.pt")
+        first = next(cell.id for cell in plan(spec) if cell.state is CellState.PENDING)
+        (saved,) = driver.folder.run(first).checkpoints.glob("step-*/state.pt")
         assert saved.stat().st_size > 0
 
     @pytest.mark.slow
@@ -211,8 +213,9 @@ class TestUnderTune:
         spec = sweep(base, space={"positions.noise_std": {"grid": [0.1]}})
         driver = Driver(spec, tmp_path, home)
         assert driver.run() == Exit.OK, driver.log()
-        assert driver.cells()["p000-s0"].metrics["val/knn_top1"] > 0.1
-        assert (driver.folder.run("p000-s0").logs / "rank-1.log").exists()
+        (cell,) = driver.cells().values()
+        assert cell.metrics["val/knn_top1"] > 0.1
+        assert (driver.folder.run(cell.id).logs / "rank-1.log").exists()
 
     @pytest.mark.slow
     def test_a_run_that_fails_does_not_stop_the_others(self, tmp_path: Path, home: Path) -> None:

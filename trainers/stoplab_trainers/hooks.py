@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from stoplab_trainers.scores import Scores
 log = logging.getLogger("stoplab.train")
 
 Progress = dict[str, Any]
+OnScores = Callable[[int, Mapping[str, float]], None]
+"""Hears of each scheduled evaluation: epochs that have ended, validation scores."""
 QUIET_S = 5.0  # seconds between two lines of a run's log
 PROGRESS_S = 0.5  # seconds between two writes of progress.json
 
@@ -82,8 +85,11 @@ class ProgressFile:
 class Evaluating:
     """Runs the scheduled protocols on the validation split at the ends of epochs."""
 
-    def __init__(self, scores: Scores, tracker: Tracker) -> None:
+    def __init__(
+        self, scores: Scores, tracker: Tracker, file: Path, also: OnScores | None = None
+    ) -> None:
         self._scores, self._tracker = scores, tracker
+        self._file, self._also = file, also
 
     def __call__(self, run: Run, report: StepReport) -> None:
         """Evaluate what is due; the last epoch is left to the final evaluation."""
@@ -98,6 +104,15 @@ class Evaluating:
             values = self._scores.of(run.target, due, on="val")
             self._tracker.metrics(report.step, values)
             log.info("epoch %d  %s", report.epoch, spelled(values))
+            self._leave(report, values)
+            if self._also:
+                self._also(report.epoch + 1, values)
+
+    def _leave(self, report: StepReport, values: Mapping[str, float]) -> None:
+        """A line for a sweep's scheduler; a repeated epoch has a second line, which counts."""
+        line = {"epoch": report.epoch + 1, "step": report.step, "at": int(time.time() * 1000)}
+        with self._file.open("a") as file:
+            file.write(json.dumps({**line, "values": values}) + "\n")
 
 
 class Saving:
@@ -134,22 +149,22 @@ class Saving:
 
 
 class Stopping:
-    """Obeys the stop file: rank 0 reads it, all ranks hear of it, rank 0 saves, all end."""
+    """Obeys stop files: rank 0 reads them, all ranks hear of it, rank 0 saves, all end."""
 
-    def __init__(self, stop_file: Path | None, saving: Saving | None) -> None:
-        self._file, self._saving = stop_file, saving
+    def __init__(self, files: Sequence[Path], saving: Saving | None) -> None:
+        self._files, self._saving = files, saving
 
     def __call__(self, run: Run, report: StepReport) -> None:
-        """Raise `Stopped` on every rank, once the file is there."""
-        if self._file is None or not self._agreed(run, report):
+        """Raise `Stopped` on every rank, once a file is there; the first one's intent counts."""
+        if not self._agreed(run, report):
             return
         if self._saving:
             self._saving.save(run)
-        wish = read_json(self._file) or {}
-        raise Stopped(str(wish.get("intent", "CANCELLED")), run.step)
+        wishes = [wish for wish in map(read_json, self._files) if wish is not None]
+        raise Stopped(str(wishes[0]["intent"]) if wishes else "CANCELLED", run.step)
 
     def _agreed(self, run: Run, report: StepReport) -> bool:
-        seen = run.world.rank == 0 and self._file is not None and self._file.exists()
+        seen = run.world.rank == 0 and any(file.exists() for file in self._files)
         if run.world.size == 1:
             return seen
         # On a GPU, asking waits for the device: then only where the step was measured anyway.

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,11 @@ from uuid import uuid4
 import torch
 
 from stoplab_platform.errors import StoplabError, Stopped
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.cluster import connected
-from stoplab_trainers.hooks import Progress
+from stoplab_trainers.hooks import OnScores, Progress
 from stoplab_trainers.loop import World
 from stoplab_trainers.rank import Summary, run_rank, summary_of
 
@@ -33,6 +34,7 @@ log = logging.getLogger("stoplab")
 # Errors of the input or of our own code: they would only repeat themselves.
 HOPELESS = (StoplabError, ValueError, TypeError, LookupError, AssertionError)
 WATCH_S = 3.0  # seconds between two looks at the workers' progress
+SCORES_S = 0.2  # seconds between two looks at their scores, where somebody decides by them
 
 
 class TrainingFailed(StoplabError):
@@ -46,22 +48,30 @@ def execute(
     *,
     stop_file: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_scores: OnScores | None = None,
 ) -> Summary:
     """Run a spec to its end, from its last checkpoint if there is one.
 
-    A finished run's folder gives its summary at once. Raises `Stopped` when the stop file
-    appears.
+    A finished run's folder gives its summary at once. Raises `Stopped` when the stop file, or the
+    run's own one (`RunFolder.prune`), appears. ``on_scores`` hears of scheduled evaluations: a
+    single worker waits for it, several go on meanwhile.
     """
     finished = summary_of(folder)
     if finished is not None:
         return finished
     if spec.compute.workers > 1:
-        with _watched(folder, on_progress):
+        with _watched(folder, on_progress, on_scores):
             return _under_ray_train(spec, folder, identity, stop_file)
     with rank_log(folder, 0):
         world = World(device=_device(spec))
         summary = run_rank(
-            spec, folder, identity, world, stop_file=stop_file, on_progress=on_progress
+            spec,
+            folder,
+            identity,
+            world,
+            stop_file=stop_file,
+            on_progress=on_progress,
+            on_scores=on_scores,
         )
     assert summary is not None
     return summary
@@ -96,21 +106,33 @@ def _device(spec: RunSpec) -> torch.device:
 
 
 @contextmanager
-def _watched(folder: RunFolder, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
+def _watched(
+    folder: RunFolder,
+    on_progress: Callable[[Progress], None] | None,
+    on_scores: OnScores | None,
+) -> Iterator[None]:
     """Tell the driver's log, and whoever asked, how far the workers of the block are."""
     over = threading.Event()
+    known = len(read_lines(folder.scores))
 
     def watch() -> None:
-        told = None
-        while not over.wait(WATCH_S):
+        nonlocal known
+        told, spoke_at = None, float("-inf")
+        while not over.wait(SCORES_S if on_scores else WATCH_S):
+            if on_scores:
+                fresh = read_lines(folder.scores)[known:]
+                known += len(fresh)
+                for line in fresh:
+                    on_scores(line["epoch"], line["values"])
             progress = read_json(folder.progress)
-            if progress is not None and progress != told:
-                told = progress
-                log.info(
-                    "step %(step)d/%(steps)d  epoch %(epoch)d  %(samples_per_s)s images/s", progress
-                )
-                if on_progress:
-                    on_progress(progress)
+            if progress is None or progress == told or time.monotonic() - spoke_at < WATCH_S:
+                continue
+            told, spoke_at = progress, time.monotonic()
+            log.info(
+                "step %(step)d/%(steps)d  epoch %(epoch)d  %(samples_per_s)s images/s", progress
+            )
+            if on_progress:
+                on_progress(progress)
 
     thread = threading.Thread(target=watch, name="stoplab-watch", daemon=True)
     thread.start()

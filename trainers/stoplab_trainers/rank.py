@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 
 from stoplab_platform.errors import Stopped
+from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import RunFolder, read_json, write_atomic, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
@@ -23,6 +24,7 @@ from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics import masks_figure
 from stoplab_trainers.hooks import (
     Evaluating,
+    OnScores,
     Progress,
     ProgressFile,
     Reporting,
@@ -35,6 +37,8 @@ from stoplab_trainers.scores import Final, Scores
 
 log = logging.getLogger("stoplab.train")
 
+PRUNED = "PRUNED"
+"""The intent of a stop that a sweep's scheduler decided."""
 PLAN_VERSION = 1
 SAMPLER_VERSION = 1
 PICTURED = 4  # images in masks.png
@@ -75,10 +79,12 @@ def run_rank(
     *,
     stop_file: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_scores: OnScores | None = None,
 ) -> Summary | None:
     """Train one rank's part; rank 0 returns the summary, the others None.
 
-    Raises `errors.Stopped` on every rank when the stop file asks for it.
+    Raises `errors.Stopped` on every rank when the stop file asks for it, or the run's own one
+    (`RunFolder.prune`).
     """
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
@@ -91,12 +97,16 @@ def run_rank(
     owner = {"run": spec.run_digest({"data": shards.fingerprint})}
     saving = Saving(folder, owner)
     _start(run, folder, owner)
+    stop_files = [*([stop_file] if stop_file else []), folder.prune]
     if world.rank > 0:
-        train(run, [Stopping(stop_file, None)])
+        train(run, [Stopping(stop_files, None)])
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
         tracker.start(identity, flatten(spec.plain()))
+        # A tag to group by: the scales behind a ratio differ from grid to grid.
+        ratio = effective_ratio(spec.masking, spec.grid)
+        tracker.tags({"stoplab.masking_ratio": f"{ratio:.2f}"})
         _leave_files(spec, folder, shards, tracker)
         scores = Scores(spec, cache) if spec.evals else None
         last = Last()
@@ -104,9 +114,9 @@ def run_rank(
             last,
             Reporting(tracker),
             ProgressFile(folder, on_progress),
-            *([Evaluating(scores, tracker)] if scores else []),
+            *([Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []),
             saving,
-            Stopping(stop_file, saving),
+            Stopping(stop_files, saving),
         ]
         train(run, hooks)
         final = scores.final(run.target) if scores else Final({}, {})
@@ -135,12 +145,15 @@ def run_rank(
 def _tracked(folder: RunFolder, uri: str) -> Iterator[SpoolTracker]:
     """A tracker that hears how its run ended, also where it ended badly.
 
-    A paused run is left as it is: it goes on under the same id.
+    A paused run is left as it is: it goes on under the same id. One that a sweep's scheduler ended
+    is KILLED like a cancelled one, and tagged with the step it came to.
     """
     tracker = SpoolTracker(folder, uri)
     try:
         yield tracker
     except Stopped as stop:
+        if stop.intent == PRUNED:
+            tracker.tags({"stoplab.pruned": str(stop.step)})
         if stop.intent != "PAUSED":
             tracker.finish("KILLED")
         raise

@@ -60,20 +60,31 @@ class SearchSpec(Spec):
     """How points are chosen."""
 
     kind: Literal["grid", "random", "sobol", "optuna"] = "grid"
-    """`grid` needs grid axes only. Default grid."""
+    """`grid`: all points, needs grid axes only. `random`, `sobol` (scrambled, spreads more
+    evenly): points drawn beforehand. `optuna`: points drawn as results come. Default grid."""
     samples: int | None = Field(default=None, ge=1)
-    """Points to draw; null with `grid`. Default null."""
+    """Points to draw; null with `grid`. With `optuna` those that can run. Default null."""
     sampler: Literal["tpe", "gp"] = "tpe"
-    """Optuna's sampler. Default tpe."""
+    """Optuna's sampler: `tpe` (Parzen estimator) or `gp` (Gaussian process). Default tpe: Optuna's
+    own."""
     seed: int = Field(default=0, ge=0)
     """Seed of the search itself. Default 0."""
 
 
 class SchedulerSpec(Spec):
-    """Which trials end early."""
+    """Which runs end early, judged by the objective's scheduled evaluations."""
 
     kind: Literal["none", "asha", "median", "pbt"] = "none"
-    """Default none."""
+    """`asha`: at each rung, a run below the best 1/reduction_factor of those before it ends
+    (arXiv:1810.05934). `median`: a run ends whose best score is below the median of the others'
+    running means (Vizier, 2017). Default none."""
+    grace_epochs: int = Field(default=1, ge=1)
+    """No run ends before so many epochs; `asha`'s first rung (epochs). Default 1: Ray Tune's."""
+    reduction_factor: float = Field(default=4, gt=1)
+    """Of `asha`: rungs lie at grace_epochs times its powers, and the best 1/reduction_factor
+    pass. Default 4: Ray Tune's, and the paper's."""
+    min_samples: int = Field(default=3, ge=1)
+    """Of `median`: other runs that must have come as far (runs). Default 3: Ray Tune's."""
 
 
 class ObjectiveSpec(Spec):
@@ -136,16 +147,6 @@ class SweepSpec(Spec):
         """Axes name fields and hold values that fit; the search can run them."""
         if not self.space:
             yield Problem(("space",), "needs at least one axis")
-        if self.scheduler.kind != "none":
-            yield Problem(
-                ("scheduler", "kind"),
-                f"{self.scheduler.kind!r} cannot be run by this release; give 'none'",
-            )
-        if self.search.kind not in ("grid", "random"):
-            yield Problem(
-                ("search", "kind"),
-                f"{self.search.kind!r} cannot be run by this release; give 'grid' or 'random'",
-            )
         for path, axis in self.space.items():
             yield from self._axis_problems(path, axis)
         if self.objective.metric.removeprefix("val/") not in self.base.metrics():
@@ -154,6 +155,34 @@ class SweepSpec(Spec):
                 f"{self.objective.metric!r} is not measured; base.evals measures "
                 f"{['val/' + name for name in self.base.metrics()]}",
                 (("base", "evals"),),
+            )
+        elif self.scheduler.kind != "none":
+            yield from self._scheduler_problems()
+
+    def _scheduler_problems(self) -> Iterator[Problem]:
+        if self.scheduler.kind == "pbt":
+            known = "'none', 'asha' or 'median'"
+            yield Problem(
+                ("scheduler", "kind"), f"'pbt' cannot be run by this release; give {known}"
+            )
+            return
+        measured = self.objective.metric.removeprefix("val/")
+        epochs = self.base.optim.epochs
+        (judge,) = (one for one in self.base.evals if measured in one.metrics())
+        if judge.every_epochs is None or judge.every_epochs >= epochs:
+            yield Problem(
+                ("scheduler", "kind"),
+                f"{self.scheduler.kind!r} judges running runs by {self.objective.metric}, which "
+                f"base.evals measures only at the end; give its {judge.kind} an every_epochs "
+                f"below {epochs}",
+                (("base", "evals"), ("base", "optim", "epochs")),
+            )
+        if self.scheduler.grace_epochs >= epochs:
+            yield Problem(
+                ("scheduler", "grace_epochs"),
+                f"{self.scheduler.grace_epochs} leaves nothing to end early; give less than "
+                f"base.optim.epochs ({epochs})",
+                (("base", "optim", "epochs"),),
             )
 
     def _axis_problems(self, path: str, axis: Axis) -> Iterator[Problem]:

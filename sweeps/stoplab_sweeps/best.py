@@ -1,0 +1,115 @@
+"""A sweep's best point, how sure that is, and the points that cannot be told apart from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+from stoplab_platform.ledger import Cell, CellState
+from stoplab_platform.specs import SweepSpec
+from stoplab_sweeps.cells import by_point
+from stoplab_sweeps.space import label
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A point and what it reached."""
+
+    point: dict[str, Any]
+    """Dotted field to value."""
+    values: dict[int, float]
+    """Seed to value, of runs that came to their end."""
+
+    @property
+    def mean(self) -> float:
+        """Over its seeds."""
+        return fmean(self.values.values())
+
+    @property
+    def ci95(self) -> Interval | None:
+        """The t-interval of the mean; None with one seed."""
+        return t_interval(list(self.values.values()))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON: point, mean, ci95, n."""
+        ci95 = None if self.ci95 is None else list(self.ci95)
+        return {"point": self.point, "mean": self.mean, "ci95": ci95, "n": len(self.values)}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best point, and the rest of what is not told apart from it."""
+
+    metric: str
+    """What decides."""
+    best: Standing
+    """The point with the best mean."""
+    tied: tuple[Standing, ...] | None
+    """Points whose paired difference to the best has a 95 % interval that holds 0, best first;
+    None where no point shares two seeds with the best, so that nothing can be said."""
+    n_points: int
+    """Points that were compared, the best among them."""
+
+
+def best_of(spec: SweepSpec, cells: Sequence[Cell]) -> Best | None:
+    """The best point by its mean over the replicates; None before the first result.
+
+    Points that have all their replicates go before those that have not. The intervals are of each
+    pair alone: among many points, the best one's own mean is flattered by having been chosen.
+    """
+    found = [one for group in by_point(cells) if (one := _standing(spec, group)).values]
+    whole = [one for one in found if len(one.values) >= spec.replicates]
+    sign = -1 if spec.objective.mode == "max" else 1
+    ranked = sorted(whole or found, key=lambda one: sign * one.mean)
+    if not ranked:
+        return None
+    best, *others = ranked
+    differences = [(one, paired(best, one)) for one in others]
+    judged = [(one, ends) for one, ends in differences if ends is not None]
+    tied = tuple(one for one, (low, high) in judged if low <= 0 <= high)
+    return Best(spec.objective.metric, best, tied if judged else None, len(ranked))
+
+
+def paired(one: Standing, other: Standing) -> Interval | None:
+    """The 95 % t-interval of the mean difference over common seeds; None below two."""
+    common = one.values.keys() & other.values.keys()
+    return t_interval([one.values[seed] - other.values[seed] for seed in sorted(common)])
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """The 95 % t-interval of the mean; None below two values."""
+    if len(values) < 2:
+        return None
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def sentence(found: Best) -> str:
+    """The result in words, for a console or a page."""
+    best, n = found.best, len(found.best.values)
+    if best.ci95 is None:
+        spread = "one seed, so no interval"
+    else:
+        spread = f"95 % interval {best.ci95[0]:.4f} to {best.ci95[1]:.4f}, {n} seeds"
+    text = f"best: {label(best.point)}  {found.metric} {best.mean:.4f} ({spread})"
+    if found.n_points == 1:
+        return text
+    if found.tied is None:
+        return f"{text}; with one seed a point nothing can be told apart: raise replicates"
+    if not found.tied:
+        return f"{text}; every other point is worse beyond doubt (95 %)"
+    names = ", ".join(label(one.point) for one in found.tied)
+    return f"{text}; cannot be told apart from it (95 %): {names}"
+
+
+def _standing(spec: SweepSpec, group: Sequence[Cell]) -> Standing:
+    metric = spec.objective.metric
+    ended = [c for c in group if c.state is CellState.SUCCEEDED and metric in c.metrics]
+    return Standing(group[0].point, {cell.seed: cell.metrics[metric] for cell in ended})
