@@ -38,7 +38,7 @@ def list_jobs(
     kind: Annotated[list[str] | None, typer.Option(help="Of this kind; repeated: or.")] = None,
     labels: Labels = None,
     q: Annotated[str | None, typer.Option(help="Start of the name or id.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most jobs on a page.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most jobs on a page.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="`next_cursor` of the page before.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -66,12 +66,13 @@ def _problems(error: ValidationError, data: Any) -> Iterator[Problem]:
         if last == TEXTS or (last == "str" and isinstance(detail["input"], list | tuple)):
             continue  # the other member of the union says it
         context = detail.get("ctx", {})
-        path = _without_tags(detail["loc"], data)
+        # A check across fields names its fields from the model that checked: no tags among them.
+        own = len(detail["loc"]) - int(context.get("depth", 0))
+        model = _without_tags(detail["loc"][:own], data)
+        path = (*model, *detail["loc"][own:])
         if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
             path = (*path, "kind")
-        # `involves` is relative to the model that checked, which is where its own path starts.
-        own = len(path) - int(context.get("depth", len(path)))
-        involves = tuple((*path[:own], *other) for other in context.get("involves", ()))
+        involves = tuple((*model, *other) for other in context.get("involves", ()))
         yield Problem(path, _sentence(detail), involves)
 
 
