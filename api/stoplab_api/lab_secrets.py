@@ -1,25 +1,12 @@
-"""The local lab's secrets: files that only their owner can read."""
+"""The local user's token."""
 
 from __future__ import annotations
 
 import getpass
-import os
-import secrets
-from contextlib import suppress
-from pathlib import Path
 
 from stoplab_platform.jobs.models import Role
+from stoplab_platform.secret_files import ensure_secret
 from stoplab_platform.settings import Settings
-
-
-def ensure_secret(path: Path) -> str:
-    """The secret in a file, made (0600) where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with suppress(FileExistsError):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(file, "w") as text:
-            text.write(secrets.token_hex(32))
-    return path.read_text().strip()
 
 
 def ensure_token(settings: Settings) -> None:

@@ -16,9 +16,11 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from stoplab_api.cli.main import app
+from stoplab_api.cli.run import environment
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import write_json
+from stoplab_platform.settings import Settings
 from support_api import COMPARE, SPEC, Api, running_api, secret
 from support_lab import Stoplab, living, until
 from support_runs import TINY
@@ -354,3 +356,15 @@ def comparison() -> dict[str, Any]:
         "arms": arms, **one,
         "comparisons": {"stochastic": one}, "sentence": "inconclusive",
     }  # fmt: skip
+
+
+def test_a_ray_of_a_foreground_command_is_guarded(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = environment(Settings())
+    token = Path(given["RAY_AUTH_TOKEN_PATH"])
+    assert given["RAY_AUTH_MODE"] == "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert len(token.read_text()) >= 32
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "RAY_AUTH_MODE" not in environment(Settings())

@@ -22,10 +22,11 @@ import pytest
 from stoplab_api import local
 from stoplab_api.lab_parts import PARTS, Part, Place
 from stoplab_api.lab_processes import LabError, Ports, Started, end, start
-from stoplab_api.lab_secrets import ensure_secret, ensure_token
+from stoplab_api.lab_secrets import ensure_token
 from stoplab_platform.jobs.models import Role
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import Home
+from stoplab_platform.secret_files import ensure_secret
 from stoplab_platform.settings import Settings
 from support_lab import Stoplab, until
 

@@ -22,6 +22,7 @@ from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.ledger import Ledger
 from stoplab_platform.paths import JobFolder, read_json, write_atomic
+from stoplab_platform.secret_files import ensure_secret
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, load_spec
 
@@ -113,7 +114,7 @@ def _supervised(settings: Settings, job_id: str, attempt: int, as_json: bool) ->
             stdin=subprocess.DEVNULL,
             stdout=STDERR if as_json else None,
             start_new_session=True,  # Ctrl-C is for us: we ask the run to save first
-            env={**os.environ, **_environment(settings)},
+            env={**os.environ, **environment(settings)},
         ) as process,
     ):
         intents = [Intent.PAUSED, Intent.CANCELLED]
@@ -131,8 +132,15 @@ def _supervised(settings: Settings, job_id: str, attempt: int, as_json: bool) ->
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The home, absolute; the MLflow of the home's lab, if it lives and no other is named."""
+    """The home, absolute; the MLflow of the home's lab, if it lives and no other is named.
+
+    A Ray that the command starts answers on every address: the home's token guards it.
+    """
     env = {"STOPLAB_HOME": str(settings.home)}
+    if settings.ray_auth_mode is None:
+        token = settings.folders.ray_token_file
+        ensure_secret(token)
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     lab = local.find(settings.folders)
     if settings.mlflow_tracking_uri is None and lab is not None and lab.is_alive("mlflow"):
         env["MLFLOW_TRACKING_URI"] = lab.place.url("mlflow")
