@@ -9,16 +9,17 @@ from typing import Any
 
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.paths import JobFolder, write_atomic, write_json
-from stoplab_platform.specs import ComparisonSpec
+from stoplab_platform.specs import ComparisonSpec, SweepSpec
+from stoplab_platform.trials import as_csv, as_parquet
 from stoplab_sweeps.best import best_of, sentence
 from stoplab_sweeps.cells import StudySpec
 from stoplab_sweeps.compare import result
+from stoplab_sweeps.per_image import read_right
 from stoplab_sweeps.report import (
     comparison_markdown,
     comparison_table,
     failures,
     sweep_table,
-    trials_csv,
 )
 
 
@@ -34,29 +35,56 @@ class Outcome:
 
 def sum_up(spec: StudySpec, folder: JobFolder, cells: Sequence[Cell]) -> Outcome:
     """Write the result of the cells that are there, complete or not, and print it."""
-    write_atomic(folder.trials, trials_csv(cells))
+    tables = _tables(folder, cells)
     if bad := failures(cells):
         print(f"\n{bad}", flush=True)
     if not any(cell.state is CellState.SUCCEEDED for cell in cells):
-        return Outcome({}, [folder.trials])
+        return Outcome({}, tables)
     if isinstance(spec, ComparisonSpec):
-        return _compared(spec, folder, cells)
+        return _compared(spec, folder, cells, tables)
+    return _swept(spec, folder, cells, tables)
+
+
+def _tables(folder: JobFolder, cells: Sequence[Cell]) -> list[Path]:
+    write_atomic(folder.trials, as_csv(cells))
+    draft = folder.trials_parquet.with_name(f".{folder.trials_parquet.name}")
+    draft.write_bytes(as_parquet(cells))
+    draft.replace(folder.trials_parquet)
+    return [folder.trials, folder.trials_parquet]
+
+
+def _swept(
+    spec: SweepSpec, folder: JobFolder, cells: Sequence[Cell], tables: Sequence[Path]
+) -> Outcome:
     print(f"\n{sweep_table(spec, cells)}\n", flush=True)
     found = best_of(spec, cells)
-    if found is None:
-        return Outcome({}, [folder.trials])
-    print(f"{sentence(found)}\n", flush=True)
-    return Outcome({f"best/{found.metric}": found.best.mean}, [folder.trials])
+    if found is not None:
+        print(f"{sentence(found)}\n", flush=True)
+    metrics = {} if found is None else {f"best/{found.metric}": found.best.mean}
+    pictures: list[Path] = []
+    if not folder.stop.exists():
+        from stoplab_sweeps.pictures import surface_files
+
+        pictures = surface_files(spec, folder, cells)
+    return Outcome(metrics, [*tables, *pictures])
 
 
-def _compared(spec: ComparisonSpec, folder: JobFolder, cells: Sequence[Cell]) -> Outcome:
-    judged = result(spec, cells)
+def _compared(
+    spec: ComparisonSpec, folder: JobFolder, cells: Sequence[Cell], tables: Sequence[Path]
+) -> Outcome:
+    judged = result(spec, cells, told=read_right(folder, cells, spec.primary.metric))
     write_json(folder.comparison, judged)
     write_atomic(folder.comparison_page, comparison_markdown(spec, judged))
     print(f"\n{comparison_table(judged)}\n", flush=True)
+    pictures: list[Path] = []
+    if not folder.stop.exists():
+        # They take seconds to import and to draw, which a study that was stopped does not have.
+        from stoplab_sweeps.pictures import comparison_files
+
+        pictures = comparison_files(spec, folder, cells, judged)
     return Outcome(
         _numbers(judged),
-        [folder.comparison, folder.comparison_page, folder.trials],
+        [folder.comparison, folder.comparison_page, *tables, *pictures],
         refused=judged["verdict"] == "refused",
     )
 

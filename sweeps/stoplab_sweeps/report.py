@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
+from stoplab_sweeps import words
 from stoplab_sweeps.cells import name_of
 from stoplab_sweeps.space import label
 
@@ -27,9 +26,24 @@ def table(head: Row, rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in padded)
 
 
+def comparison_rows(judged: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """Head and body of the table of blocks, with the means as its last row."""
+    arms = list(judged["arms"])
+    others = [arm for arm in arms if arm != judged["reference"]]
+    head = ["seed", *arms, *(f"{arm} - {judged['reference']}" for arm in others)]
+    rows: list[Row] = [
+        [str(block["seed"]), *(_number(block["values"][arm]) for arm in arms),
+         *(_signed(block["deltas"][arm]) for arm in others)]
+        for block in judged["blocks"]
+    ]  # fmt: skip
+    means = [_number(judged["arms"][arm]["mean"]) for arm in arms]
+    deltas = [_signed(judged["comparisons"][arm]["delta"]) for arm in others]
+    return head, [*rows, ["mean", *means, *deltas]]
+
+
 def comparison_table(judged: Mapping[str, Any]) -> str:
     """Every block with its values, the means, and what untrained and raw pixels reach."""
-    head, rows = _comparison_rows(judged)
+    head, rows = comparison_rows(judged)
     context = [
         f"{name}: {_number(row['mean'])}  (the same for every arm: no training)"
         for name, row in judged["context"].items()
@@ -39,7 +53,7 @@ def comparison_table(judged: Mapping[str, Any]) -> str:
 
 def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
     """The comparison as a page."""
-    head, rows = _comparison_rows(judged)
+    head, rows = comparison_rows(judged)
     certificate = judged["certificate"]
     facts = [
         f"- paired-t 95 % interval {_interval(judged['ci95'])}, unpaired it would be "
@@ -50,6 +64,8 @@ def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
         f"- pairing: {certificate['pairing']}, "
         + ("proved" if certificate["passed"] else "broken"),
         f"- baseline: {judged['baseline'] or 'none of the named ones'}",
+        *(f"- {line}" for line in (words.looks(judged),) if line),
+        *(f"- note: {warning}" for warning in judged.get("warnings") or []),
     ]
     return (
         "\n".join(
@@ -61,6 +77,7 @@ def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
                 _markdown(head, rows),
                 "",
                 *facts,
+                *_more(judged),
             ]
         )
         + "\n"
@@ -92,40 +109,22 @@ def failures(cells: Sequence[Cell]) -> str:
     return table(("run", "state", "why"), rows)
 
 
-def trials_csv(cells: Sequence[Cell]) -> str:
-    """The ledger as CSV: one row a cell, a column for each swept field and metric."""
-    fields = sorted({name for cell in cells for name in cell.point})
-    metrics = sorted({name for cell in cells for name in cell.metrics})
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["cell", "arm", "seed", "state", *fields, *metrics, "mlflow_run_id", "error"])
-    for cell in cells:
-        values = [cell.point.get(name) for name in fields]
-        values += [cell.metrics.get(name) for name in metrics]
-        writer.writerow([cell.id, cell.arm, cell.seed, cell.state.value, *values,
-                         cell.mlflow_run_id, cell.error])  # fmt: skip
-    return out.getvalue()
-
-
-def _comparison_rows(judged: Mapping[str, Any]) -> tuple[Row, list[Row]]:
-    arms = list(judged["arms"])
-    others = [arm for arm in arms if arm != judged["reference"]]
-    head = ["seed", *arms, *(f"{arm} - {judged['reference']}" for arm in others)]
-    rows: list[Row] = [
-        [str(block["seed"]), *(_number(block["values"][arm]) for arm in arms),
-         *(_signed(block["deltas"][arm]) for arm in others)]
-        for block in judged["blocks"]
-    ]  # fmt: skip
-    means = [_number(judged["arms"][arm]["mean"]) for arm in arms]
-    deltas = [_signed(judged["comparisons"][arm]["delta"]) for arm in others]
-    return head, [*rows, ["mean", *means, *deltas]]
-
-
 def _by_point(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         found.setdefault(label(cell.point), []).append(cell)
     return found
+
+
+def _more(judged: Mapping[str, Any]) -> list[str]:
+    """The other metrics and the images, where they are known."""
+    lines: list[str] = []
+    if others := words.secondary_rows(judged):
+        lines += ["", "## The other metrics", "", _markdown(words.SECONDARY, others)]
+    if images := words.image_rows(judged):
+        lines += ["", "## Image by image", "", _markdown(words.IMAGES, images)]
+        lines += ["", words.image_note(judged)]
+    return lines
 
 
 def _markdown(head: Row, rows: Sequence[Row]) -> str:

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from stoplab_sweeps.paired import LEVEL, t_interval
 from stoplab_sweeps.surface_fit import Fit, Floats, expected_improvement
 
 FEWEST = 3  # points that a surface needs
 STEPS = 33  # values of an axis of the grid
+FINE = 201  # noise scales among which a ridge is sought
+LEVEL = 0.95  # of every interval
 SAME_RATIO = 0.005  # two masked fractions closer than this are one
 NEXT = 5  # points that are proposed
 APART = 0.15  # distance between two of them, in the unit square
@@ -81,7 +82,7 @@ def surface(
         "axes": {"noise_std": _plain(axes[0]), "ratio": _plain(axes[1])},
         "mean": _plain(mean.reshape(shape)),
         "std": _plain(std.reshape(shape)),
-        "ridge": _ridge(axes, sign * mean.reshape(shape), sign) if 0 in varied else [],
+        "ridge": _ridge(fit, varied, axes, sign) if 0 in varied else [],
         "next_points": _next(points, fit, varied, grid, sign, hours_unit),
     }
     return found | _delta(points, varied, grid, shape, sign)
@@ -123,15 +124,27 @@ def _points(rows: Iterable[Row]) -> list[Point]:
 
 
 def _told(point: Point) -> dict[str, Any]:
-    values = np.array(list(point.values.values()))
-    interval = t_interval(values, LEVEL)
+    values = list(point.values.values())
     return {
         "noise_std": point.noise_std,
         "ratio": point.ratio,
         "mean": round(point.mean, DIGITS),
         "n": len(values),
-        "ci95": None if interval is None else _plain(np.array(interval)),
+        "ci95": _interval(values),
     }
+
+
+def _interval(values: Sequence[float]) -> list[float] | None:
+    """Student's interval of the mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    half = _reach(len(values) - 1) * math.sqrt(variance(values) / len(values))
+    return [round(fmean(values) - half, DIGITS), round(fmean(values) + half, DIGITS)]
+
+
+def _reach(freedom: int) -> float:
+    """Standard deviations from the middle to the end of an interval."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def _place(point: Point) -> tuple[float, float]:
@@ -166,17 +179,18 @@ def _pooled(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
     return sum(variance(group) * (len(group) - 1) for group in repeated) / freedom, freedom
 
 
-def _ridge(axes: tuple[Floats, Floats], height: Floats, sign: float) -> list[dict[str, float]]:
+def _ridge(
+    fit: Fit, varied: list[int], axes: tuple[Floats, Floats], sign: float
+) -> list[dict[str, float]]:
     """The best noise scale at each ratio."""
-    best = height.argmax(axis=1)
-    return [
-        {
-            "ratio": round(float(ratio), DIGITS),
-            "noise_std": round(float(axes[0][column]), DIGITS),
-            "mean": round(float(sign * height[row, column]), DIGITS),
-        }
-        for row, (ratio, column) in enumerate(zip(axes[1], best, strict=True))
-    ]
+    noises = np.linspace(axes[0][0], axes[0][-1], FINE)
+    found = []
+    for ratio in axes[1]:
+        mean, _ = fit.at(np.array([(noise, ratio) for noise in noises])[:, varied])
+        best = int((sign * mean).argmax())
+        place = {"ratio": ratio, "noise_std": noises[best], "mean": mean[best]}
+        found.append({name: round(float(value), DIGITS) for name, value in place.items()})
+    return found
 
 
 def _next(
@@ -250,7 +264,7 @@ def _delta(
     errors = [pooled / len(values) for _, _, values in measured] if pooled is not None else []
     known = np.array(errors + [0.0] * len(anchors)) if errors else None
     mean, std = Fit.of(inputs, means, known).at(grid[:, columns])
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    reach = _reach(freedom)
     return {
         "delta": {"mean": _plain(mean.reshape(shape)), "std": _plain(std.reshape(shape))},
         "delta_points": [_told(Point(n, r, dict(enumerate(v)), None)) for n, r, v in measured],

@@ -58,9 +58,9 @@ class Fit:
     def at(self, inputs: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation [n] of the surface itself, without a measurement's noise."""
         unit = (inputs - self.low) / self.width
-        mean, covariance = self.regressor.predict(unit, return_cov=True)
+        mean, std = self.regressor.predict(unit, return_std=True)
         noise = self.regressor.kernel_.get_params().get("k2__noise_level", 0.0)
-        variance = np.clip(np.diag(covariance) - noise, 0.0, None)
+        variance = np.clip(std**2 - noise, 0.0, None)
         return self.centre + self.height * mean, self.height * np.sqrt(variance)
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 from stoplab_platform.ledger import Cell, CellState
@@ -12,7 +10,6 @@ from stoplab_sweeps.report import (
     failures,
     sweep_table,
     table,
-    trials_csv,
 )
 from support_studies import comparison, finished, sweep
 
@@ -91,11 +88,3 @@ def test_failures_say_why_in_one_line() -> None:
     lines = failures(cells).splitlines()
     assert lines[1].split() == ["noise_std=0.2", "s0", "FAILED", "ValueError:", "no"]
     assert failures(cells[:1]) == ""
-
-
-def test_the_csv_has_a_row_a_cell_and_a_column_a_number() -> None:
-    cells = [point(0.1, 0, 0.5), point(0.2, 0, None, error="with, comma")]
-    rows = list(csv.DictReader(io.StringIO(trials_csv(cells))))
-    assert [row[NOISE] for row in rows] == ["0.1", "0.2"]
-    assert [row["val/knn_top1"] for row in rows] == ["0.5", ""]
-    assert rows[1]["error"] == "with, comma"
