@@ -46,12 +46,26 @@ class TrialBody(Told):
     finished_at: datetime | None
 
 
+class BestBody(Told):
+    """The best point of a sweep so far."""
+
+    point: dict[str, Any]
+    mean: float
+    """Of the objective, over the seeds."""
+    ci95: tuple[float, float] | None
+    """Interval of the mean; null with one seed."""
+    n: int
+    """Seeds."""
+
+
 class TrialListBody(Told):
     """The ledger as a table."""
 
     items: list[TrialBody]
     counts: dict[str, int]
     """Cells by state, filter or not."""
+    best: BestBody | None = None
+    """Of a sweep, once a point has a value."""
 
 
 class MeBody(Told):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ulid import ULID
 
@@ -179,17 +179,50 @@ class Client:
                 yield EventBody.model_validate_json(event.data)
 
     def trials(
-        self, job_id: str, *, states: Sequence[str] = (), sort: str = "index"
+        self,
+        job_id: str,
+        *,
+        states: Sequence[str] = (),
+        arms: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        point: Sequence[str] = (),
+        sort: str = "index",
     ) -> TrialListBody:
-        """The cells of a sweep or comparison."""
-        params = {"state": list(states), "sort": sort}
+        """The cells of a sweep or comparison; ``point`` holds words as `field:value`."""
+        params = _trial_params(states, arms, seeds, point, sort)
         answer = self._api.get(f"/v1/jobs/{job_id}/trials", params)
         return TrialListBody.model_validate_json(answer.content)
+
+    def trial_table(
+        self,
+        job_id: str,
+        format: Literal["csv", "parquet"] = "csv",
+        *,
+        states: Sequence[str] = (),
+        arms: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        point: Sequence[str] = (),
+        sort: str = "index",
+    ) -> bytes:
+        """The cells as a file."""
+        params = {**_trial_params(states, arms, seeds, point, sort), "format": format}
+        return self._api.get(f"/v1/jobs/{job_id}/trials", params).content
 
     def comparison(self, job_id: str) -> dict[str, Any]:
         """A comparison's result; ApiError 404 while there is none."""
         result: dict[str, Any] = self._api.get(f"/v1/jobs/{job_id}/comparison").json()
         return result
+
+    def surface(self, job_id: str) -> dict[str, Any]:
+        """A sweep's response surface; ApiError 404 while there is none."""
+        found: dict[str, Any] = self._api.get(f"/v1/jobs/{job_id}/surface").json()
+        return found
+
+    def report(
+        self, job_id: str, format: str, *, of: Literal["comparison", "surface"] = "comparison"
+    ) -> bytes:
+        """The report as a file: html, png, json, of a comparison also md and tex."""
+        return self._api.get(f"/v1/jobs/{job_id}/{of}", {"format": format}).content
 
     def wait(
         self,
@@ -255,6 +288,17 @@ class Client:
     ) -> JobBody:
         answer = self._api.ask("POST", f"/v1/jobs/{job_id}/{verb}", headers=headers, safe=safe)
         return JobBody.model_validate_json(answer.content)
+
+
+def _trial_params(
+    states: Sequence[str],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    point: Sequence[str],
+    sort: str,
+) -> dict[str, Any]:
+    lists = {"state": states, "arm": arms, "seed": seeds, "point": point}
+    return {**{name: list(values) for name, values in lists.items()}, "sort": sort}
 
 
 def _submit_body(

@@ -153,6 +153,7 @@ TRIALS: dict[str, Any] = {
         }
     ],
     "counts": {"SUCCEEDED": 1, "PENDING": 5},
+    "best": None,
 }
 COMPARISON: dict[str, Any] = {
     "metric": "test/linear_top1",
@@ -166,6 +167,38 @@ COMPARISON: dict[str, Any] = {
     "min_effect": 0.005,
     "verdict": "better",
     "n_blocks": 3,
+}
+SURFACE: dict[str, Any] = {
+    "metric": "val/knn_top1",
+    "mode": "max",
+    "axes": {"noise_std": [0.0, 0.25, 0.5], "ratio": [0.5, 0.7]},
+    "mean": [[0.91, 0.92, 0.91], [0.92, 0.94, 0.93]],
+    "std": [[0.004, 0.005, 0.004], [0.004, 0.005, 0.004]],
+    "points": [
+        {"noise_std": 0.25, "ratio": 0.7, "mean": 0.94, "n": 2, "ci95": [0.93, 0.95]},
+    ],
+    "ridge": [{"ratio": 0.7, "noise_std": 0.28, "mean": 0.941}],
+    "delta": {
+        "mean": [[0.0, 0.01, 0.0], [0.0, 0.02, 0.01]],
+        "std": [[0.0, 0.004, 0.006], [0.0, 0.004, 0.006]],
+    },
+    "beyond_doubt": [[False, True, False], [False, True, False]],
+    "next_points": [
+        {
+            "noise_std": 0.3,
+            "ratio": 0.7,
+            "mean": 0.941,
+            "std": 0.005,
+            "expected_improvement": 0.002,
+            "hours": 1.5,
+            "ei_per_hour": 0.0013,
+            "gpu_hours": 1.5,
+            "ei_per_gpu_hour": 0.0013,
+        }
+    ],
+    "hours_unit": "GPU-hours",
+    "importance": {"positions.noise_std": 0.7, "masking_ratio": 0.3},
+    "reason": None,
 }
 
 ME: dict[str, Any] = {"owner": "ana", "project": "default", "role": "submitter"}

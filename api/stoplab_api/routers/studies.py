@@ -1,92 +1,207 @@
-"""What sweeps and comparisons find: their cells as a table, and a comparison's result."""
+"""What sweeps and comparisons find: their cells as a table, a comparison's result, a surface."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from stoplab_api.answers import Code, TrialListBody
+from stoplab_api import reports
+from stoplab_api.answers import Code, FieldError, TrialListBody
 from stoplab_api.auth import Caller
-from stoplab_api.context import LabDep
-from stoplab_api.examples import COMPARISON, TRIALS
+from stoplab_api.context import Lab, LabDep
+from stoplab_api.examples import COMPARISON, SURFACE, TRIALS
 from stoplab_api.problems import ApiProblem, documented
 from stoplab_api.rendering import Json
+from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.views import stamp
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import read_json
+from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.trials import FIELDS, Choice, as_csv, as_parquet, in_order
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["studies"])
 
-FIELDS: dict[str, Callable[[Cell], Any]] = {
-    "index": lambda cell: cell.index,
-    "seed": lambda cell: cell.seed,
-    "state": lambda cell: cell.state,
-    "arm": lambda cell: cell.arm or "",
-}
-"""What trials can be sorted by, beside any metric."""
+Pair = Annotated[str, Query(pattern=r"^[\w./-]{1,100}:.{1,200}$")]
+TRIAL_FORMATS = dict.fromkeys(("json", "csv", "parquet"))
+REPORT_FORMATS = dict.fromkeys(("json", "html", "md", "tex", "png"))
+SURFACE_FORMATS = dict.fromkeys(("json", "html", "png"))
+CHOSEN = "By default what `Accept` asks for, else JSON."
 
 
 @router.get(
     "/trials",
     response_model=TrialListBody,
     responses={
-        200: {"content": {"application/json": {"example": TRIALS}}},
+        200: {
+            "description": "The cells that were asked for, and how many there are in each state.",
+            "content": {
+                "application/json": {"example": TRIALS},
+                "text/csv": {"schema": {"type": "string"}},
+                "application/vnd.apache.parquet": {
+                    "schema": {"type": "string", "format": "binary"}
+                },
+            },
+        },
         **documented(Code.NOT_FOUND),
     },
 )
 def list_trials(
+    request: Request,
     caller: Caller,
     lab: LabDep,
     job_id: str,
     state: Annotated[list[CellState], Query(description="In one of these states.")] = [],  # noqa: B006
+    arm: Annotated[list[str], Query(description="Of one of these arms.")] = [],  # noqa: B006
+    seed: Annotated[list[int], Query(description="With one of these seeds.")] = [],  # noqa: B006
+    point: Annotated[
+        list[Pair],
+        Query(description="With this value of a swept field, as `positions.noise_std:0.25`; "
+              "repeated for one field: any of them."),
+    ] = [],  # noqa: B006
+    min: Annotated[
+        list[Pair], Query(description="With at least this much of a metric: `val/knn_top1:0.5`.")
+    ] = [],  # noqa: B006
+    max: Annotated[list[Pair], Query(description="With at most this much of a metric.")] = [],  # noqa: B006
     sort: Annotated[
         str,
         Query(
             pattern=r"^-?[\w./-]{1,100}$",
-            description=f"{', '.join(FIELDS)}, or a metric; `-` before it turns the order round.",
+            description=f"{', '.join(FIELDS)}, a metric or a swept field; `-` before it turns "
+            "the order round.",
         ),
     ] = "index",
-) -> Response:
+    format: Annotated[
+        Literal["json", "csv", "parquet"] | None, Query(description=CHOSEN)
+    ] = None,
+) -> Response:  # fmt: skip
     """The cells of a sweep or comparison; none for other kinds."""
     job = lab.jobs.get(caller, job_id)
-    ledger = Ledger(lab.settings.folders.job(job.id))
-    cells = [cell for cell in ledger.cells() if not state or cell.state in state]
-    items = [_trial(cell) for cell in _sorted(cells, sort)]
-    return Json({"items": items, "counts": dict(ledger.counts())})
+    folder = lab.settings.folders.job(job.id)
+    every = Ledger(folder).cells()
+    choice = Choice(state, arm, seed, _values(point), _bounds("min", min), _bounds("max", max))
+    cells = in_order([cell for cell in every if choice.takes(cell)], sort)
+    match reports.wanted(request, format, TRIAL_FORMATS):
+        case "csv":
+            return _table(as_csv(cells).encode(), "csv", job)
+        case "parquet":
+            return _table(as_parquet(cells), "parquet", job)
+    counts = {word: sum(cell.state == word for cell in every) for word in CellState}
+    return Json(
+        {
+            "items": [_trial(cell) for cell in cells],
+            "counts": {word: number for word, number in counts.items() if number},
+            "best": (read_json(folder.progress) or {}).get("best"),
+        },
+        headers={"Vary": "Accept"},
+    )
 
 
 @router.get(
     "/comparison",
     responses={
         200: {
-            "description": "Arms, difference, interval, verdict and every block.",
-            "content": {"application/json": {"schema": {"type": "object"}, "example": COMPARISON}},
+            "description": "Arms, difference, interval, verdict and every block; or the report as "
+            "a page, as Markdown, as a LaTeX table, as a picture.",
+            "content": reports.media(COMPARISON, "html", "md", "tex", "png"),
         },
         **documented(Code.NOT_FOUND),
     },
 )
-def show_comparison(caller: Caller, lab: LabDep, job_id: str) -> Response:
+def show_comparison(
+    request: Request,
+    caller: Caller,
+    lab: LabDep,
+    job_id: str,
+    format: Annotated[
+        Literal["json", "html", "md", "tex", "png"] | None, Query(description=CHOSEN)
+    ] = None,
+) -> Response:
     """A comparison's result, once it has one."""
-    job = lab.jobs.get(caller, job_id)
-    if job.kind != "compare":
-        raise ApiProblem(Code.NOT_FOUND, f"{job.id} is a {job.kind} job, not a comparison")
-    result = read_json(lab.settings.folders.job(job.id).comparison)
+    job, folder = _study(lab, caller, job_id, "compare", "comparison")
+    name = reports.wanted(request, format, REPORT_FORMATS)
+    result = read_json(folder.comparison)
     if result is None:
         raise ApiProblem(Code.NOT_FOUND, f"{job.id} is {job.state} and has no result yet")
-    return Json(result)
+    if name == "json":
+        return Json(result, headers={"Vary": "Accept"})
+    paths = {
+        "html": folder.comparison_html,
+        "md": folder.comparison_page,
+        "tex": folder.comparison_tex,
+        "png": folder.comparison_png,
+    }
+    return reports.sent(job, paths[name], name)
 
 
-def _sorted(cells: list[Cell], sort: str) -> list[Cell]:
-    """By a field or a metric; cells without the metric come last either way."""
-    name, descending = sort.removeprefix("-"), sort.startswith("-")
-    if name in FIELDS:
-        return sorted(cells, key=FIELDS[name], reverse=descending)
-    known = [cell for cell in cells if name in cell.metrics]
-    rest = [cell for cell in cells if name not in cell.metrics]
-    return sorted(known, key=lambda cell: cell.metrics[name], reverse=descending) + rest
+@router.get(
+    "/surface",
+    responses={
+        200: {
+            "description": "The metric over noise scale (columns) and effective masked fraction "
+            "(rows), its uncertainty, the difference to deterministic positions, the best noise "
+            "scale at each fraction, where to measure next; or the same as a page or a picture.",
+            "content": reports.media(SURFACE, "html", "png"),
+        },
+        **documented(Code.NOT_FOUND),
+    },
+)
+def show_surface(
+    request: Request,
+    caller: Caller,
+    lab: LabDep,
+    job_id: str,
+    format: Annotated[Literal["json", "html", "png"] | None, Query(description=CHOSEN)] = None,
+) -> Response:
+    """A sweep's response surface; `reason` says why there is none."""
+    job, folder = _study(lab, caller, job_id, "sweep", "sweep")
+    name = reports.wanted(request, format, SURFACE_FORMATS)
+    found = read_json(folder.surface)
+    if found is None:
+        raise ApiProblem(Code.NOT_FOUND, f"{job.id} is {job.state} and has no surface yet")
+    if name == "json":
+        return Json(found, headers={"Vary": "Accept"})
+    path = folder.surface_html if name == "html" else folder.surface_png
+    why = found["reason"] and f"{job.id} has no response surface: {found['reason']}"
+    return reports.sent(job, path, name, missing=why)
+
+
+def _study(lab: Lab, caller: Caller, job_id: str, kind: str, word: str) -> tuple[Job, JobFolder]:
+    job = lab.jobs.get(caller, job_id)
+    if job.kind != kind:
+        raise ApiProblem(Code.NOT_FOUND, f"{job.id} is a {job.kind} job, not a {word}")
+    return job, lab.settings.folders.job(job.id)
+
+
+def _values(pairs: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, _, value = pair.partition(":")
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _bounds(parameter: str, pairs: Sequence[str]) -> Mapping[str, float]:
+    found = {}
+    for pair in pairs:
+        name, _, word = pair.partition(":")
+        try:
+            found[name] = float(word)
+        except ValueError:
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            error = FieldError(pointer=f"?{parameter}", message=f"{word!r} is no number")
+            detail = f"{parameter}={pair}: give METRIC:NUMBER"
+            raise ApiProblem(Code.MALFORMED_REQUEST, detail, errors=[error])
+    return found
+
+
+def _table(content: bytes, format: str, job: Job) -> Response:
+    name = f"{job.id}-trials.{format}"
+    headers = {**reports.HEADERS, "Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type=reports.MEDIA[format], headers=headers)
 
 
 def _trial(cell: Cell) -> dict[str, Any]:
