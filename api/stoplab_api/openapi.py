@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from stoplab_api.answers import Code, ProblemBody
-from stoplab_api.bodies import NewTokenBody, ExtendBody, PatchBody, SubmitBody
+from stoplab_api.bodies import ExtendBody, NewTokenBody, PatchBody, SubmitBody
 from stoplab_api.problems import documented
 from stoplab_platform.specs import KINDS
 

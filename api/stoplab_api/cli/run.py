@@ -66,6 +66,22 @@ def evaluate(
     _run("evaluate", file, changes, resume, as_json)
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The home, absolute; the MLflow of the home's lab, if it lives and no other is named.
+
+    A Ray that the command starts answers on every address: the home's token guards it.
+    """
+    env = {"STOPLAB_HOME": str(settings.home)}
+    if settings.ray_auth_mode is None:
+        token = settings.folders.ray_token_file
+        ensure_secret(token)
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    lab = local.find(settings.folders)
+    if settings.mlflow_tracking_uri is None and lab is not None and lab.is_alive("mlflow"):
+        env["MLFLOW_TRACKING_URI"] = lab.place.url("mlflow")
+    return env
+
+
 def _run(
     kind: str, file: Path, changes: list[str] | None, resume: str | None, as_json: bool
 ) -> None:
@@ -129,22 +145,6 @@ def _supervised(settings: Settings, job_id: str, attempt: int, as_json: bool) ->
                 request_stop(settings.folders.job(job_id), attempt, intent)
                 again = "; again: within 5 s" if intent is Intent.PAUSED else ""
                 say(f"stopping: the step is finished and saved{again}")
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The home, absolute; the MLflow of the home's lab, if it lives and no other is named.
-
-    A Ray that the command starts answers on every address: the home's token guards it.
-    """
-    env = {"STOPLAB_HOME": str(settings.home)}
-    if settings.ray_auth_mode is None:
-        token = settings.folders.ray_token_file
-        ensure_secret(token)
-        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    lab = local.find(settings.folders)
-    if settings.mlflow_tracking_uri is None and lab is not None and lab.is_alive("mlflow"):
-        env["MLFLOW_TRACKING_URI"] = lab.place.url("mlflow")
-    return env
 
 
 def _result(kind: str, folder: JobFolder) -> dict[str, Any]:
