@@ -14,35 +14,51 @@ from typing import Any
 
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.specs import ComparisonSpec
+from stoplab_platform.specs.comparison import Spending
 from stoplab_sweeps.certificate import baseline, certify
-from stoplab_sweeps.paired import Difference, difference, holm
+from stoplab_sweeps.paired import difference, holm
+from stoplab_sweeps.per_image import Told, per_image
+from stoplab_sweeps.sequential import Look, look_at
+from stoplab_sweeps.wording import sentence, warnings
 
 Table = Mapping[Any, Mapping[str, float | None]]
 """Block (its seed, or any name) to arm to the metric's value; None, NaN or absent is missing."""
 
 
 def compare(
-    table: Table, arms: Sequence[str], *, metric: str, min_effect: float, alpha: float = 0.05
+    table: Table,
+    arms: Sequence[str],
+    *,
+    metric: str,
+    min_effect: float,
+    alpha: float = 0.05,
+    looks: Sequence[int] | None = None,
+    spending: Spending = "obrien_fleming",
+    secondary: Mapping[str, Table] | None = None,
 ) -> dict[str, Any]:
     """Judge every arm against the first one; JSON types, missing numbers are null.
 
     A block counts for an arm where both that arm and the reference have a value; half blocks
     are listed and left out. The top level is the first arm after the reference; `comparisons`
-    holds each arm, with p values adjusted by Holm over them.
+    holds each arm. `secondary` tables are of other metrics, and get no verdict. The p values are
+    adjusted by Holm over all arms and metrics. With ``looks`` there is a verdict only at these
+    numbers of blocks.
     """
     reference, *others = arms
     values = {block: {arm: _number(row.get(arm)) for arm in arms} for block, row in table.items()}
-    found: dict[str, Difference] = {}
+    found = {}
     for arm in others:
-        rows = [(row[reference], row[arm]) for row in values.values()]
-        pairs = [(a, b) for a, b in rows if a is not None and b is not None]
-        a, b = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        found[arm] = difference(a, b, min_effect=min_effect, alpha=alpha)
-    adjusted = holm([one.p_t for one in found.values()])
-    comparisons = {
-        arm: {**_plain(one), "p_holm": p}
-        for (arm, one), p in zip(found.items(), adjusted, strict=True)
-    }
+        a, b = _pairs(values, reference, arm)
+        look = look_at(len(a), looks, spending, alpha=alpha) if looks else None
+        found[arm] = _judge(a, b, min_effect, alpha, look)
+    besides = [
+        {"metric": name, "arm": arm, **_besides(*_pairs(rows, reference, arm))}
+        for name, rows in (secondary or {}).items()
+        for arm in others
+    ]
+    adjusted = holm([one["p_t"] for one in (*found.values(), *besides)])
+    for one, p in zip((*found.values(), *besides), adjusted, strict=True):
+        one["p_holm"] = p
     return {
         "metric": metric,
         "arms": {arm: _summary(_counted(values, arm, arms)) for arm in arms},
@@ -50,28 +66,40 @@ def compare(
         "other": others[0],
         "min_effect": min_effect,
         "alpha": alpha,
-        **comparisons[others[0]],
+        **found[others[0]],
         "blocks": [_block(seed, row, arms) for seed, row in values.items()],
-        "comparisons": comparisons,
+        "comparisons": found,
+        "secondary": besides,
     }
 
 
-def result(spec: ComparisonSpec, cells: Iterable[Cell]) -> dict[str, Any]:
+def result(
+    spec: ComparisonSpec,
+    cells: Iterable[Cell],
+    *,
+    told: Told | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
     """The whole result of a comparison, with certificate, baseline, context and a sentence.
 
-    Where the pairing is broken the verdict is `refused`, whatever the numbers say.
+    ``told`` is what the runs told of each test image (`per_image.read_right`), ``notes`` are
+    warnings from elsewhere. Where the pairing is broken the verdict is `refused`, whatever the
+    numbers say.
     """
     by_seed: dict[int, dict[str, Cell]] = {seed: {} for seed in spec.seeds}
     for cell in cells:
         if cell.state is CellState.SUCCEEDED:
             by_seed[cell.seed][str(cell.arm)] = cell
     primary, arms = spec.primary, list(spec.arms)
-    table = {
-        seed: {arm: cell.metrics.get(primary.metric) for arm, cell in row.items()}
-        for seed, row in by_seed.items()
-    }
     judged = compare(
-        table, arms, metric=primary.metric, min_effect=primary.min_effect, alpha=primary.alpha
+        _table(by_seed, primary.metric),
+        arms,
+        metric=primary.metric,
+        min_effect=primary.min_effect,
+        alpha=primary.alpha,
+        looks=primary.looks,
+        spending=primary.spending,
+        secondary={name: _table(by_seed, name) for name in _other_metrics(spec, by_seed)},
     )
     for block in judged["blocks"]:
         row = by_seed[block["seed"]]
@@ -85,45 +113,62 @@ def result(spec: ComparisonSpec, cells: Iterable[Cell]) -> dict[str, Any]:
     judged["context"] = _context(
         primary.metric, [c for row in by_seed.values() for c in row.values()]
     )
+    judged["per_image"] = per_image(told or {}, arms)
     judged["complete"] = all(len(row) == len(arms) for row in by_seed.values())
+    judged["warnings"] = [*warnings(judged), *notes]
     judged["sentence"] = sentence(judged)
     return judged
 
 
-def sentence(judged: Mapping[str, Any]) -> str:
-    """The verdict in plain words, without its full stop."""
-    verdict, other, reference = judged["verdict"], judged["other"], judged["reference"]
-    if verdict == "refused":
-        return f"no verdict, the pairing is broken: {judged['certificate']['reasons'][0]}"
-    if judged["ci_alpha"] is None:
-        return f"inconclusive: {judged['n_blocks']} complete block(s), two or more are needed"
-    low, high = judged["ci_alpha"]
-    level = f"{100 * (1 - judged['alpha']):g} %"
-    seen = (
-        f"{judged['metric']} {judged['delta']:+.4f}, {level} interval {low:+.4f} to {high:+.4f}, "
-        f"{judged['n_blocks']} blocks"
-    )
-    if verdict in ("better", "worse"):
-        return f"{other} is {verdict} than {reference}: {seen}"
-    if verdict == "equivalent":
-        return f"{other} and {reference} are equivalent within {judged['min_effect']:g}: {seen}"
-    more = judged["more_seeds_for_80_power"]
-    advice = (
-        f"about {more} more seed{'s' if more > 1 else ''} for 80 % power"
-        if more
-        else "these seeds had 80 % power for a difference of this size"
-        if more == 0
-        else "no number of seeds can be named"
-    )
-    return f"inconclusive: {seen}; {advice}"
+def _pairs(values: Table, reference: str, arm: str) -> tuple[list[float], list[float]]:
+    """Both arms in the blocks that hold both."""
+    rows = [(_number(row.get(reference)), _number(row.get(arm))) for row in values.values()]
+    pairs = [(a, b) for a, b in rows if a is not None and b is not None]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _judge(
+    a: Sequence[float], b: Sequence[float], min_effect: float, alpha: float, look: Look | None
+) -> dict[str, Any]:
+    level = look.alpha_here if look else None
+    found = difference(a, b, min_effect=min_effect, alpha=alpha, level=level)
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(found).items()}
+    if look and look.look is None:
+        plain |= {"verdict": "inconclusive", "ci_alpha": None}
+    return {**plain, "sequential": asdict(look) if look else None}
+
+
+def _besides(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """What is told of a metric that does not decide."""
+    found = difference(a, b, min_effect=0)
+    return {
+        "delta": found.delta,
+        "ci95": list(found.ci95) if found.ci95 else None,
+        "p_t": found.p_t,
+        "n_blocks": found.n_blocks,
+        "d_z": found.d_z,
+    }
+
+
+def _table(by_seed: Mapping[int, Mapping[str, Cell]], metric: str) -> Table:
+    return {
+        seed: {arm: cell.metrics.get(metric) for arm, cell in row.items()}
+        for seed, row in by_seed.items()
+    }
+
+
+def _other_metrics(spec: ComparisonSpec, by_seed: Mapping[int, Mapping[str, Cell]]) -> list[str]:
+    """Metrics of the test split that every arm has measured, but for the one that decides."""
+    measured = {arm: set[str]() for arm in spec.arms}
+    for row in by_seed.values():
+        for arm, cell in row.items():
+            measured[arm].update(cell.metrics)
+    shared = set.intersection(*measured.values()) - {spec.primary.metric}
+    return sorted(name for name in shared if name.startswith("test/"))
 
 
 def _number(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _plain(found: Difference) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(found).items()}
 
 
 def _counted(values: Table, arm: str, arms: Sequence[str]) -> list[float]:

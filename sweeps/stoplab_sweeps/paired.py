@@ -38,7 +38,7 @@ class Difference:
     ci95: Interval | None
     """Paired-t interval of delta at 95 %."""
     ci_alpha: Interval | None
-    """The same at 1 - alpha: the one that decides. Equal to ci95 at alpha 0.05."""
+    """The same at 1 - alpha, or at the level of this look: the one that decides."""
     verdict: Verdict
     """Of ci_alpha and min_effect alone."""
     n_blocks: int
@@ -64,9 +64,18 @@ class Difference:
 
 
 def difference(
-    reference: Sequence[float], other: Sequence[float], *, min_effect: float, alpha: float = 0.05
+    reference: Sequence[float],
+    other: Sequence[float],
+    *,
+    min_effect: float,
+    alpha: float = 0.05,
+    level: float | None = None,
 ) -> Difference:
-    """Compare two arms; the sequences are aligned by block and finite."""
+    """Compare two arms; the sequences are aligned by block and finite.
+
+    ``level`` is the error rate of the interval that decides where it is not alpha: one of
+    several planned looks.
+    """
     a, b = np.asarray(reference, dtype=float), np.asarray(other, dtype=float)
     assert a.shape == b.shape == (len(reference),), "blocks are complete"
     assert np.isfinite([a, b]).all(), "missing values were left out"
@@ -74,7 +83,7 @@ def difference(
     n = len(deltas)
     mean = mean_of(deltas) if n else None
     sd = spread(deltas)
-    interval = t_interval(deltas, alpha)
+    interval = t_interval(deltas, alpha if level is None else level)
     return Difference(
         delta=mean,
         ci95=t_interval(deltas, 1 - LEVEL),

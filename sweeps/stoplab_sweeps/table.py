@@ -18,11 +18,12 @@ from typing import Any
 
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.exits import Exit
-from stoplab_sweeps.compare import compare, sentence
+from stoplab_sweeps.compare import compare
 from stoplab_sweeps.report import comparison_table
+from stoplab_sweeps.wording import sentence, warnings
 
 REFERENCE = "deterministic"
-UNKNOWN: dict[str, Any] = {"certificate": None, "baseline": None, "context": {}}
+UNKNOWN: dict[str, Any] = {"certificate": None, "baseline": None, "context": {}, "per_image": None}
 """What a table does not tell."""
 
 Values = dict[str, dict[str, float | None]]
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> Exit:
         _print_json(judged)
     else:
         print(comparison_table(judged))
+        print("".join(f"\nnote: {warning}." for warning in judged["warnings"]))
     return Exit.OK
 
 
@@ -76,6 +78,7 @@ def judge_file(
         one["run_ids"] = dict.fromkeys(order)
     judged |= UNKNOWN
     judged["complete"] = all(v is not None for b in judged["blocks"] for v in b["values"].values())
+    judged["warnings"] = warnings(judged)
     judged["sentence"] = sentence(judged)
     return judged
 

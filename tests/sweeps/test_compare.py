@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from stoplab_platform.ledger import CellState
-from stoplab_sweeps.compare import compare, result, sentence
+from stoplab_sweeps.compare import compare, result
 from stoplab_sweeps.paired import difference, holm
+from stoplab_sweeps.wording import sentence
 from support_comparison import KEYS
 from support_studies import certificate, comparison, finished
 
@@ -141,3 +142,52 @@ def test_the_sentence_says_the_verdict(gaps: tuple[float, ...], words: str) -> N
     if judged["verdict"] == "inconclusive":
         more = judged["more_seeds_for_80_power"]
         assert text.endswith(f"about {more} more seeds for 80 % power")
+
+
+def test_other_metrics_are_told_and_adjusted_with_the_primary() -> None:
+    def more(cell: Any) -> dict[str, float]:
+        lift = 0.03 if cell.arm == "stochastic" else 0.0
+        low = {"test/low_shot_top1": 0.3} if cell.arm == "stochastic" else {}
+        probe = {"test/linear_top1": 0.6 + cell.seed / 100 * (1 + lift) + lift}
+        return {**cell.metrics, **probe, **low, "val/knn_top1": 0.1, "train/loss": 1.0}
+
+    full = [cell.model_copy(update={"metrics": more(cell)}) for cell in cells()]
+    judged = result(comparison(), full)
+    (row,) = judged["secondary"]
+    assert (row["metric"], row["arm"], row["n_blocks"]) == ("test/linear_top1", "stochastic", 3)
+    assert row["delta"] == pytest.approx(0.03 + 0.01 * 0.03)
+    a = [0.6, 0.61, 0.62]
+    own = difference(a, [x + 0.03 + (x - 0.6) * 0.03 for x in a], min_effect=0)
+    assert row["p_t"] == pytest.approx(own.p_t, abs=1e-6)
+    assert row["ci95"] == pytest.approx(own.ci95)
+    assert row["d_z"] == pytest.approx(own.d_z)
+    family = holm([judged["p_t"], row["p_t"]])
+    assert [judged["p_holm"], row["p_holm"]] == family
+    assert judged["comparisons"]["stochastic"]["p_holm"] == family[0]
+    assert result(comparison(), cells())["secondary"] == []
+
+
+def test_what_a_design_cannot_show_is_said() -> None:
+    five = {s: (0.5 + s / 100, 0.54 + s / 99) for s in range(5)}
+    judged = result(comparison(seeds=list(five)), cells(five))
+    (few,) = judged["warnings"]
+    assert "5 blocks cannot get a sign-flip p below 0.0625" in few
+    assert "6 blocks can" in few
+    assert judged["p_sign_flip"] == 0.0625
+    six = {s: (0.5 + s / 100, 0.54 + s / 99) for s in range(6)}
+    assert result(comparison(seeds=list(six)), cells(six))["warnings"] == []
+
+
+def test_half_blocks_unlike_draws_and_baselines_are_warned_of() -> None:
+    half = result(comparison(), cells()[:-1])["warnings"]
+    assert half[1] == "half blocks are shown and left out: 2 (no stochastic)"
+    arms = {"some": {}, "more": {"masking.target.count": 4}}
+    other = [finished(arm, s, 0.5 + s / 100) for s in range(6) for arm in arms]
+    told = result(comparison(arms=arms, seeds=list(range(6))), other, notes=["and more"])[
+        "warnings"
+    ]
+    assert "the arms change their masks on purpose" in told[0]
+    assert told[1:] == ["the reference some is none of the named baselines", "and more"]
+    off = {"off": {"positions": {"kind": "deterministic", "parametrization": "official"}}, "on": {}}
+    runs = [finished(arm, s, 0.5 + s / 100) for s in range(6) for arm in off]
+    assert "not I-JEPA" in result(comparison(arms=off, seeds=list(range(6))), runs)["warnings"][0]

@@ -85,6 +85,7 @@ def test_for_people_it_is_a_table_and_a_sentence(judge: Judge) -> None:
     text = judge(ROWS, json_too=False)
     assert "+0.0400" in text
     assert "stochastic is better than deterministic: acc +0.0467" in text
+    assert "note: 3 blocks cannot get a sign-flip p below 0.25" in text
 
 
 def test_two_arms_without_a_known_reference_are_named(judge: Judge) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field
@@ -12,6 +13,9 @@ from stoplab_platform.specs.base import Spec, canonical_digest
 from stoplab_platform.specs.overrides import applied
 from stoplab_platform.specs.run import Name, RunSpec
 from stoplab_platform.specs.sweep import LimitsSpec
+
+MOST_BLOCKS = 500  # of a plan of looks
+Spending = Literal["obrien_fleming", "pocock"]
 
 
 class PrimarySpec(Spec):
@@ -23,6 +27,20 @@ class PrimarySpec(Spec):
     """Smallest difference that matters (in the metric's own unit). Default 0.005."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Error rate of the interval. Default 0.05."""
+    looks: tuple[int, ...] | None = None
+    """Numbers of blocks at which a verdict may be given while seeds are added; rising, the last
+    is the most there will ever be. All looks together err in alpha. Default null: one look, at
+    all seeds."""
+    spending: Spending = "obrien_fleming"
+    """How looks share alpha: `obrien_fleming` asks much of early ones and little more of the last
+    than a single look; `pocock` treats them almost alike. Default obrien_fleming."""
+
+    def checks(self) -> Iterator[Problem]:
+        """Looks rise, from two blocks on."""
+        looks = self.looks
+        if looks is not None and not _rise((1, *looks, MOST_BLOCKS + 1)):
+            text = f"{list(looks)}: give rising numbers of blocks, from 2 to {MOST_BLOCKS}"
+            yield Problem(("looks",), text)
 
 
 class ComparisonSpec(Spec):
@@ -69,6 +87,13 @@ class ComparisonSpec(Spec):
             yield Problem(("seeds",), f"{list(self.seeds)}: give two different seeds or more")
         if not all(0 <= seed < 2**31 for seed in self.seeds):
             yield Problem(("seeds",), f"{list(self.seeds)}: seeds lie in 0 to 2^31 - 1")
+        looks = self.primary.looks
+        if looks and len(self.seeds) > looks[-1]:
+            yield Problem(
+                ("seeds",),
+                f"{len(self.seeds)} seeds: the last planned look is at {looks[-1]} blocks",
+                (("primary", "looks"),),
+            )
         for name, changes in self.arms.items():
             if "seed" in changes:
                 yield Problem(("arms", name, "seed"), "arms share the block's seed; leave it out")
@@ -85,3 +110,7 @@ class ComparisonSpec(Spec):
                 f"{list(self.base.metrics())}",
                 (("base", "evals"),),
             )
+
+
+def _rise(numbers: tuple[int, ...]) -> bool:
+    return len(numbers) > 2 and all(low < high for low, high in pairwise(numbers))
