@@ -243,13 +243,6 @@ class TestMeaning:
         (message,) = problems(example("sweep", scheduler={"kind": "pbt"})).values()
         assert "cannot be run by this release" in message
 
-    def test_a_scheduler_needs_scheduled_scores(self) -> None:
-        found = problems(example("sweep", scheduler={"kind": "asha", "grace_epochs": 600}))
-        assert "base.evals measures only at the end" in found["scheduler.kind"]
-        assert "less than base.optim.epochs (600)" in found["scheduler.grace_epochs"]
-        base = {**example("sweep")["base"], "evals": [{"kind": "knn", "every_epochs": 10}]}
-        assert parse_spec(example("sweep", base=base, scheduler={"kind": "median"}))
-
     def test_arms_share_all_but_their_overrides(self) -> None:
         spec = parse(ComparisonSpec, example("compare"))
         assert spec.reference == "deterministic"
@@ -391,3 +384,14 @@ class TestSchema:
 
     def test_an_evaluation_has_no_training_in_it(self) -> None:
         assert "OptimSpec" not in EvaluationSpec.model_json_schema()["$defs"]
+
+
+def test_one_mistake_in_a_base_is_told_once() -> None:
+    base = small(
+        data={"train": "digits", "image_size": 16},
+        model={"encoder": "custom", "width": 8, "depth": 1, "heads": 2, "patch_size": 4},
+        masking={"min_keep": 2},
+    )
+    with pytest.raises(SpecError) as refused:
+        parse_spec({**example("sweep"), "base": base})
+    assert [problem.dotted for problem in refused.value.problems] == ["base.masking.min_keep"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from stoplab_platform.attempts import adopt_cells
 from stoplab_platform.errors import SpecError, Stopped
 from stoplab_platform.exits import Exit
 from stoplab_platform.ledger import Cell, CellState, Ledger
@@ -127,6 +128,42 @@ class TestSweep:
         assert [row["state"] for row in rows] == ["INFEASIBLE", "SUCCEEDED"] * 2
         assert rows[3]["positions.noise_std"] == "0.25"
         assert float(rows[3]["val/knn_top1"]) == pytest.approx(0.525)
+
+    def test_a_grown_sweep_runs_only_its_new_cells(self, tmp_path: Path) -> None:
+        noise = "positions.noise_std"
+        small, grown = ([0.1, 0.3], [0.0, 0.1, 0.2, 0.3])
+        study(sweep(space={noise: {"grid": small}}), Runs(), job_id="j_old")
+        adopt_cells(start("j_old").folder, start("j_new").folder)
+        spec, runs = sweep(space={noise: {"grid": grown}}, replicates=2), Runs()
+        assert study(spec, runs, job_id="j_new") is Exit.OK
+        assert len(runs.done) == 6
+        cells = Ledger(start("j_new").folder).cells()
+        assert [(c.point[noise], c.seed) for c in cells] == [(g, s) for s in (0, 1) for g in grown]
+        assert [cell.index for cell in cells] == list(range(8))
+        assert {cell.id for cell in cells if cell.adopted} == {
+            cell.id for cell in cells if cell.seed == 0 and cell.point[noise] in small
+        }
+        assert not {cell.id for cell in cells if cell.adopted} & set(runs.done)
+
+    def test_failed_cells_run_again_and_others_do_not(self) -> None:
+        spec = sweep(space={"positions.noise_std": {"grid": [0.1, 0.2, 0.3]}})
+        bad = plan(spec)[1].id
+        runs = Runs({bad: RuntimeError("out of luck")})
+        assert study(spec, runs) is Exit.FAILED
+        runs.done.clear()
+        assert study(spec, runs, attempt=2) is Exit.OK
+        assert runs.done == [bad]
+
+    def test_progress_names_the_best_so_far(self, caplog: Any) -> None:
+        caplog.set_level("INFO", "stoplab")
+        spec = sweep(space={"positions.noise_std": {"grid": [0.1, 0.3]}}, replicates=2)
+        study(spec, Runs())
+        best = read_json(start().folder.progress)["best"]
+        assert best == {
+            "point": {"positions.noise_std": 0.3},
+            "mean": pytest.approx(0.53), "ci95": pytest.approx([0.53, 0.53]), "n": 2,
+        }  # fmt: skip
+        assert "(best so far 0.5300 at noise_std=0.3)" in caplog.text
 
     def test_replicates_are_averaged(self, capsys: Any) -> None:
         study(sweep(replicates=2, space={"positions.noise_std": {"grid": [0.1, 0.3]}}), Runs())

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +10,16 @@ import psutil
 import pytest
 
 from stoplab_platform.exits import Exit
-from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import Home, JobFolder, read_json, write_json
+from stoplab_platform.ledger import CellState
+from stoplab_platform.paths import JobFolder, read_json, write_json
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec
 from stoplab_platform.tracking import client
 from stoplab_sweeps.cells import plan, run_of
 from stoplab_sweeps.main import main
+from support_drivers import DEADLINE_S, Driver, until, written
 from support_runs import TINY, tiny
 from support_studies import comparison, sweep
 
-DEADLINE_S = 280
 CONFIGS = Path(__file__).parents[2] / "sweeps" / "configs"
 
 
@@ -34,12 +30,6 @@ def _quiet() -> Iterator[None]:
     before = list(logger.handlers)
     yield
     logger.handlers[:] = before
-
-
-def written(folder: Path, spec: Any) -> Path:
-    path = folder / "spec.yaml"
-    path.write_text(spec.to_yaml())
-    return path
 
 
 class TestBadInput:
@@ -71,48 +61,6 @@ class TestConfigs:
         assert isinstance(spec, ComparisonSpec)
         kinds = [run_of(spec, cell).positions.kind for cell in plan(spec)]
         assert kinds == ["deterministic", "stochastic"] * len(spec.seeds)
-
-
-class Driver:
-    """`python -m stoplab_sweeps.main` in a process group of its own."""
-
-    def __init__(self, spec: Any, tmp_path: Path, home: Path, job_id: str = "j_ray") -> None:
-        self.folder: JobFolder = Home(home).job(job_id)
-        self._log = tmp_path / "driver.log"
-        self._command = [sys.executable, "-m", "stoplab_sweeps.main", str(written(tmp_path, spec))]
-        self._env = {**os.environ, "STOPLAB_HOME": str(home), "STOPLAB_JOB_ID": job_id}
-
-    def start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                self._command, env=self._env, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def run(self) -> int:
-        process = self.start()
-        try:
-            return process.wait(DEADLINE_S)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-    def cells(self) -> dict[str, Cell]:
-        return {cell.id: cell for cell in Ledger(self.folder).cells()}
-
-    def states(self) -> list[str]:
-        return [cell.state.value for cell in self.cells().values()]
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-
-def until(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        assert process is None or process.poll() is None, "the driver ended early"
-        time.sleep(0.05)
 
 
 def trial_process(folder: JobFolder, cell: str) -> psutil.Process:
@@ -161,8 +109,7 @@ class TestUnderTune:
         driver = Driver(spec, tmp_path, home)
         process = driver.start()
         until(lambda: driver.states().count("SUCCEEDED") >= 2, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        driver.kill(process)
         done = {id for id, cell in driver.cells().items() if cell.state is CellState.SUCCEEDED}
         before = {id: driver.folder.run(id).summary.stat().st_mtime_ns for id in done}
         started = {id: driver.cells()[id].started_at for id in done}

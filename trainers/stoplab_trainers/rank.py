@@ -89,8 +89,7 @@ def run_rank(
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
     settings = Settings()
-    cache = settings.folders.cache
-    shards = ShardSet.open(spec.data.train, cache)
+    shards = ShardSet.open(spec.data.train, settings.folders.cache)
     facts = _facts(spec, world, shards)
     run = Run(spec, shards, world)
     # Machine facts may change between attempts; the weights that go on must not.
@@ -104,26 +103,22 @@ def run_rank(
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
         tracker.start(identity, flatten(spec.plain()))
-        # A tag to group by: the scales behind a ratio differ from grid to grid.
-        ratio = effective_ratio(spec.masking, spec.grid)
-        tracker.tags({"stoplab.masking_ratio": f"{ratio:.2f}"})
+        tracker.tags(_marks(spec))
         _leave_files(spec, folder, shards, tracker)
-        scores = Scores(spec, cache) if spec.evals else None
+        scores = Scores(spec, settings.folders.cache) if spec.evals else None
         last = Last()
-        hooks: list[Callable[[Run, StepReport], None]] = [
-            last,
-            Reporting(tracker),
-            ProgressFile(folder, on_progress),
-            *([Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []),
-            saving,
-            Stopping(stop_files, saving),
-        ]
-        train(run, hooks)
-        final = scores.final(run.target) if scores else Final({}, {})
-        found = final.metrics
-        write_json(folder.predictions, final.predictions)
-        tracker.metrics(run.step, found)
-        log.info("done  %s", spelled(found))
+        train(
+            run,
+            [
+                last,
+                Reporting(tracker),
+                ProgressFile(folder, on_progress),
+                *([Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []),
+                saving,
+                Stopping(stop_files, saving),
+            ],
+        )
+        found = _judged(run, scores, folder, tracker)
         weights = checkpoint.weights_sha256(_weights(run))
         tracker.tags({"stoplab.weights_sha256": weights})
         tracker.finish("FINISHED")
@@ -139,6 +134,17 @@ def run_rank(
     )
     write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
     return summary
+
+
+def _judged(
+    run: Run, scores: Scores | None, folder: RunFolder, tracker: SpoolTracker
+) -> dict[str, float]:
+    """The final evaluations, which also leave what they told of each test image."""
+    final = scores.final(run.target) if scores else Final({}, {})
+    write_json(folder.predictions, final.predictions)
+    tracker.metrics(run.step, final.metrics)
+    log.info("done  %s", spelled(final.metrics))
+    return final.metrics
 
 
 @contextmanager
@@ -184,6 +190,11 @@ def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
         "plan": PLAN_VERSION,
         "sampler": SAMPLER_VERSION,
     }
+
+
+def _marks(spec: RunSpec) -> dict[str, str]:
+    """A tag to group by: the scales behind a ratio differ from grid to grid."""
+    return {"stoplab.masking_ratio": f"{effective_ratio(spec.masking, spec.grid):.2f}"}
 
 
 def _start(run: Run, folder: RunFolder, owner: Mapping[str, str]) -> None:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from stoplab_platform.ledger import Cell, CellState
+from stoplab_sweeps.best import best_of, sentence
+from stoplab_sweeps.cells import plan
+from support_studies import sweep
+
+NOISE = "positions.noise_std"
+VALUES = {0.1: [0.50, 0.60, 0.70], 0.2: [0.52, 0.59, 0.74], 0.3: [0.40, 0.51, 0.61]}
+
+
+def cells(values: dict[float, list[float]], mode: str = "max") -> tuple[Any, list[Cell]]:
+    spec = sweep(
+        space={NOISE: {"grid": list(values)}},
+        replicates=max(map(len, values.values())),
+        objective={"metric": "val/knn_top1", "mode": mode},
+    )
+    found = [
+        cell.model_copy(
+            update={
+                "state": CellState.SUCCEEDED,
+                "metrics": {"val/knn_top1": values[cell.point[NOISE]][cell.seed]},
+            }
+        )
+        for cell in plan(spec)
+        if cell.seed < len(values[cell.point[NOISE]])
+    ]
+    return spec, found
+
+
+def test_the_best_comes_with_its_interval_and_those_it_cannot_be_told_from() -> None:
+    found = best_of(*cells(VALUES))
+    assert found is not None
+    assert found.best.point == {NOISE: 0.2}
+    mean, error = sum(VALUES[0.2]) / 3, stats.sem(VALUES[0.2])
+    assert found.best.plain() == {
+        "point": {NOISE: 0.2},
+        "mean": pytest.approx(mean),
+        "ci95": pytest.approx(list(stats.t.interval(0.95, 2, loc=mean, scale=error))),
+        "n": 3,
+    }
+    assert found.tied is not None
+    # 0.3 lies within the best's own interval, but below it by as much on every seed.
+    assert [one.point[NOISE] for one in found.tied] == [0.1]
+    assert sentence(found) == (
+        "best: noise_std=0.2  val/knn_top1 0.6167 (95 % interval 0.3375 to 0.8959, 3 seeds); "
+        "cannot be told apart from it (95 %): noise_std=0.1"
+    )
+
+
+def test_the_least_can_be_the_best() -> None:
+    found = best_of(*cells(VALUES, mode="min"))
+    assert found is not None
+    assert found.best.point == {NOISE: 0.3}
+    assert found.tied == ()
+    assert "worse beyond doubt" in sentence(found)
+
+
+def test_one_seed_says_so() -> None:
+    found = best_of(*cells({0.1: [0.5], 0.2: [0.6]}))
+    assert found is not None
+    assert (found.best.point, found.best.ci95, found.tied) == ({NOISE: 0.2}, None, None)
+    assert "one seed, so no interval" in sentence(found)
+    assert "raise replicates" in sentence(found)
+
+
+def test_whole_points_go_before_lucky_halves() -> None:
+    found = best_of(*cells({0.1: [0.5, 0.5], 0.2: [0.9]}))
+    assert found is not None
+    assert found.best.point == {NOISE: 0.1}
+    assert "told" not in sentence(found)
+
+
+def test_what_ended_early_or_badly_is_no_result() -> None:
+    spec, found = cells(VALUES)
+    for state in (CellState.PRUNED, CellState.FAILED):
+        changed = [cell.model_copy(update={"state": state}) for cell in found]
+        assert best_of(spec, changed) is None

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from stoplab_platform.errors import Stopped
+from stoplab_platform.paths import read_lines, write_json
+from stoplab_platform.tracking import client
+from stoplab_platform.tracking.sender import sent_run_id
+from stoplab_trainers.launch import execute
+from support_runs import folder, identity, tiny
+
+SPEC = tiny(optim__epochs=4, evals=[{"kind": "knn", "every_epochs": 1}])
+
+
+def test_scheduled_scores_are_left_and_told(tmp_path: Path) -> None:
+    run, told = folder(tmp_path), list[tuple[int, Mapping[str, float]]]()
+    execute(SPEC, run, identity(), on_scores=lambda *score: told.append(score))
+    lines = read_lines(run.scores)
+    assert [(line["epoch"], line["values"]) for line in lines] == told
+    assert [epoch for epoch, _ in told] == [1, 2, 3]  # the last one is the final evaluation
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert all(0 < line["values"]["val/knn_top1"] <= 1 for line in lines)
+
+
+def test_a_pruned_run_ends_at_once_and_says_so(tmp_path: Path, mlflow_uri: str) -> None:
+    run = folder(tmp_path)
+
+    def prune(epoch: int, values: Mapping[str, float]) -> None:
+        if epoch == 2:
+            write_json(run.prune, {"intent": "PRUNED", "epoch": epoch})
+
+    with pytest.raises(Stopped) as stopped:
+        execute(SPEC, run, identity(), on_scores=prune)
+    assert stopped.value.intent == "PRUNED"
+    assert len(read_lines(run.scores)) == 2
+    assert stopped.value.step == read_lines(run.scores)[-1]["step"]
+    tracked = client(mlflow_uri).get_run(str(sent_run_id(run)))
+    assert tracked.info.status == "KILLED"
+    assert tracked.data.tags["stoplab.pruned"] == str(stopped.value.step)
+    assert not run.summary.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_are_ended_by_the_file(tmp_path: Path) -> None:
+    run, told = folder(tmp_path), list[int]()
+
+    def prune(epoch: int, values: Mapping[str, float]) -> None:
+        told.append(epoch)
+        write_json(run.prune, {"intent": "PRUNED", "epoch": epoch})
+
+    workers = {"compute__workers": 2, "compute__cpus_per_worker": 0.5}
+    spec = tiny(optim__epochs=500, evals=[{"kind": "knn", "every_epochs": 1}], **workers)
+    with pytest.raises(Stopped) as stopped:
+        execute(spec, run, identity(), on_scores=prune)
+    assert stopped.value.intent == "PRUNED"
+    assert told[:1] == [1]
+    assert not run.summary.exists()
