@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stoplab_api.cli import run
+from stoplab_api.cli import report, run
 from stoplab_api.cli.show import AsJson
 
 DEFAULT = "run"
@@ -33,6 +33,7 @@ app = typer.Typer(
     help="Run a comparison (`stoplab compare SPEC`), or judge runs made elsewhere.",
 )
 app.command(DEFAULT)(run.compare)
+app.command()(report.report)
 
 Block = Annotated[str, typer.Option(help="Column of the block: one seed, one fold, one day.")]
 Arm = Annotated[str, typer.Option(help="Column that names the arm.")]

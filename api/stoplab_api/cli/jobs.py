@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stoplab_api.bodies import JobBody
+from stoplab_api.cli import report, trials
 from stoplab_api.cli.extend import extend, limits
 from stoplab_api.cli.show import (
     AsJson,
@@ -21,12 +22,14 @@ from stoplab_api.cli.show import (
     print_text,
     reported,
 )
-from stoplab_api.cli.studies import print_comparison, print_trials
+from stoplab_api.cli.studies import print_comparison
 from stoplab_api.cli.submit import Labels, label_pairs
 from stoplab_api.client import Client
 from stoplab_platform.errors import NotFound
 
 app = typer.Typer(no_args_is_help=True, help="Jobs on the server.")
+app.command()(trials.trials)
+app.command()(report.report)
 app.command("extend")(extend)
 app.command("limits")(limits)
 
@@ -142,22 +145,6 @@ def events(job_id: JobId, as_json: AsJson = False) -> None:
             for e in items
         ],
     )  # fmt: skip
-
-
-@app.command()
-@reported
-def trials(
-    job_id: JobId,
-    sort: Annotated[str, typer.Option(help="A field or metric; `-` before it: falling.")] = "index",
-    as_json: AsJson = False,
-) -> None:
-    """Print the runs of a sweep or comparison."""
-    with connect() as client:
-        found = client.trials(job_id, sort=sort)
-    if as_json:
-        print_json(found)
-    else:
-        print_trials(found.items, found.counts)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stoplab_api.client import ApiError, Client
 from stoplab_api.local import find
@@ -82,13 +83,18 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout."""
+    out().print(made_table(columns, rows), markup=False, highlight=False)
+
+
+def made_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table; None shows as a dash."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    out().print(table, markup=False, highlight=False)
+        table.add_row(*("-" if cell is None else Text(str(cell)) for cell in row))
+    return table
 
 
 def bad_input(message: str) -> typer.Exit:

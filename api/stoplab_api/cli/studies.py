@@ -5,27 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stoplab_api.answers import TrialBody
-from stoplab_api.cli.show import print_table, print_text
+from rich.table import Table
+
+from stoplab_api.answers import TrialBody, TrialListBody
+from stoplab_api.cli.show import made_table, out, print_table, print_text
+
+ERROR_ROOM = 160  # characters of an error in a table
 
 
-def print_trials(trials: Sequence[TrialBody], counts: Mapping[str, int]) -> None:
+def print_trials(found: TrialListBody) -> None:
+    """One line a run, how many there are in each state, and a sweep's best so far."""
+    out().print(trials_table(found.items), markup=False, highlight=False)
+    counts = (f"{number} {state}" for state, number in sorted(found.counts.items()))
+    print_text(", ".join(counts))
+    if line := best_line(found):
+        print_text(line)
+
+
+def trials_table(trials: Sequence[TrialBody]) -> Table:
     """One line a run, with its metrics on the validation and test splits."""
     names = sorted({n for t in trials for n in t.metrics if n.startswith(("val/", "test/"))})
     fields = sorted({field for trial in trials for field in trial.point})
     rows = [
         (
             trial.id,
-            *(trial.point.get(field) for field in fields),
+            *(_value(trial.point.get(field)) for field in fields),
             trial.seed,
             trial.state,
             *(_number(trial.metrics.get(name)) for name in names),
-            trial.error,
+            _first_line(trial.error),
         )
         for trial in trials
     ]
-    print_table(("run", *fields, "seed", "state", *names, "error"), rows)
-    print_text(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
+    return made_table(("run", *fields, "seed", "state", *names, "error"), rows)
+
+
+def best_line(found: TrialListBody) -> str:
+    """The best point so far in a sentence; empty where there is none."""
+    best = found.best
+    if best is None:
+        return ""
+    place = ", ".join(f"{field}={_value(value)}" for field, value in best.point.items())
+    if best.ci95 is None:
+        return f"best so far: {best.mean:.4f} at {place} (one seed, no interval)"
+    low, high = best.ci95
+    return (
+        f"best so far: {best.mean:.4f} at {place} (95 % interval {low:.4f} to {high:.4f}, "
+        f"{best.n} seeds)"
+    )
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
@@ -81,6 +108,14 @@ def percent(value: float | None) -> str | None:
 
 def _starred(arm: str, result: Mapping[str, Any]) -> str:
     return f"{arm} *" if arm == result["reference"] else arm
+
+
+def _value(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _first_line(error: str | None) -> str | None:
+    return error.splitlines()[0][:ERROR_ROOM] if error else None
 
 
 def _number(value: float | None) -> str | None:

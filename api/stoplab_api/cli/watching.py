@@ -98,6 +98,12 @@ def watch(
             return last[0]
 
 
+def progress_line(job: JobBody) -> str:
+    """Where a job is, in a line."""
+    words = (job.name, _state(job), _count(job), _eta(job))
+    return "  ".join(word for word in words if word)
+
+
 def exit_code(job: JobBody) -> Exit:
     """How a job that was watched ended, as an exit code."""
     if job.status.state == "SUCCEEDED":
