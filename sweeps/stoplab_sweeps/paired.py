@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -125,7 +126,7 @@ def t_interval(deltas: Floats, alpha: float) -> Interval | None:
     if sd is None:
         return None
     n, mean = len(deltas), mean_of(deltas)
-    half = float(stats.t.isf(alpha / 2, n - 1)) * sd / math.sqrt(n) if sd else 0.0
+    half = _quantile(alpha, n - 1) * sd / math.sqrt(n) if sd else 0.0
     return (mean - half, mean + half) if math.isfinite(half) else None
 
 
@@ -139,6 +140,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     known = [p for p in p_values if p is not None]
     adjusted = iter(multipletests(known, method="holm")[1] if known else [])
     return [None if p is None else float(next(adjusted)) for p in p_values]
+
+
+@lru_cache(maxsize=256)
+def _quantile(alpha: float, degrees: int) -> float:
+    """Student's t that is passed, on either side, with chance alpha."""
+    return float(stats.t.isf(alpha / 2, degrees))
 
 
 def _without_noise(deltas: Floats, a: Floats, b: Floats) -> Floats:
