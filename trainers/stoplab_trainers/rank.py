@@ -83,8 +83,7 @@ def run_rank(
 ) -> Summary | None:
     """Train one rank's part; rank 0 returns the summary, the others None.
 
-    Raises `errors.Stopped` on every rank when the stop file asks for it, or the run's own one
-    (`RunFolder.prune`).
+    Raises `errors.Stopped` on every rank when the stop file or `RunFolder.prune` asks for it.
     """
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
@@ -96,28 +95,19 @@ def run_rank(
     owner = {"run": spec.run_digest({"data": shards.fingerprint})}
     saving = Saving(folder, owner)
     _start(run, folder, owner)
-    stop_files = [*([stop_file] if stop_file else []), folder.prune]
+    stop_files = [file for file in (stop_file, folder.prune) if file]
     if world.rank > 0:
         train(run, [Stopping(stop_files, None)])
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
         tracker.start(identity, flatten(spec.plain()))
-        tracker.tags(_marks(spec))
-        _leave_files(spec, folder, shards, tracker)
+        _introduce(spec, folder, shards, tracker)
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
-        last = Last()
-        train(
-            run,
-            [
-                last,
-                Reporting(tracker),
-                ProgressFile(folder, on_progress),
-                *([Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []),
-                saving,
-                Stopping(stop_files, saving),
-            ],
-        )
+        judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
+        last, telling = Last(), ProgressFile(folder, on_progress)
+        stopping = Stopping(stop_files, saving)
+        train(run, [last, Reporting(tracker), telling, *judging, saving, stopping])
         found = _judged(run, scores, folder, tracker)
         weights = checkpoint.weights_sha256(_weights(run))
         tracker.tags({"stoplab.weights_sha256": weights})
@@ -192,11 +182,6 @@ def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def _marks(spec: RunSpec) -> dict[str, str]:
-    """A tag to group by: the scales behind a ratio differ from grid to grid."""
-    return {"stoplab.masking_ratio": f"{effective_ratio(spec.masking, spec.grid):.2f}"}
-
-
 def _start(run: Run, folder: RunFolder, owner: Mapping[str, str]) -> None:
     newest = checkpoint.latest(folder.checkpoints)
     if newest is not None:
@@ -209,8 +194,11 @@ def _start(run: Run, folder: RunFolder, owner: Mapping[str, str]) -> None:
         log.info("weights from %s", run.spec.model.init_from)
 
 
-def _leave_files(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:
-    """The spec and a picture of its masks on real images, once."""
+def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:
+    """A tag to group by; the spec and a picture of its masks on real images, once."""
+    # The scales behind a ratio differ from grid to grid.
+    ratio = effective_ratio(spec.masking, spec.grid)
+    tracker.tags({"stoplab.masking_ratio": f"{ratio:.2f}"})
     picture = folder.artifacts / "masks.png"
     if picture.exists():
         return
