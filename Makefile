@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.stoplab-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help all demo test test-slow check format docs golden vits clean
+.PHONY: help all demo test test-slow test-browser check format docs golden vits clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ test: $(READY) ## The tests that fit a laptop
 
 test-slow: $(READY) ## The tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu and not browser"
+
+test-browser: $(READY) ## The tests that drive a real browser (Debian's chromium)
+	$(BIN)/python -m pytest -m browser
 
 check: $(READY) ## Lint, format, types, import floors, layout of the house
 	$(BIN)/ruff check
