@@ -20,7 +20,10 @@ def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[
     """Check every block (seed to the cells of its arms); JSON types.
 
     `passed` is false, with `reasons`, where a stream differs that no arm's override touches, or
-    where a run left no hashes.
+    where a run left no hashes. A stream that an override does change (masks by `masking`, order by
+    `data.shuffle` or `optim.batch_size`, weights by `model`) is what that comparison is about, or
+    comes along with it: it is labelled `seed-paired` and warned of, not refused, for the blocks
+    stay independent and the interval over them valid. It only is as wide as pairs of seeds make it.
     """
     differ = _by_design(spec)
     streams = dict.fromkeys(REQUIRED, EQUAL)
