@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,9 @@ def ray_head(num_cpus: int = 2) -> Iterator[RayHead]:
         runner.close()
         tree = psutil.Process(head.pid).children(recursive=True)
         head.terminate()
+        with suppress(subprocess.TimeoutExpired):  # after several jobs it may take its time
+            head.wait(30)
+        head.kill()
         head.wait(30)
         _, alive = psutil.wait_procs(tree, timeout=5)
         for process in alive:

@@ -11,11 +11,13 @@ import pytest
 
 from stoplab_platform.exits import Exit
 from stoplab_platform.ledger import CellState
+from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import JobFolder, read_json, write_json
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec
 from stoplab_platform.tracking import client
 from stoplab_sweeps.cells import plan, run_of
 from stoplab_sweeps.main import main
+from stoplab_sweeps.search import propose
 from support_drivers import DEADLINE_S, Driver, until, written
 from support_runs import TINY, tiny
 from support_studies import comparison, sweep
@@ -49,12 +51,26 @@ class TestBadInput:
 
 
 class TestConfigs:
-    def test_the_sweep_can_run_at_every_point(self) -> None:
-        spec = load_spec(CONFIGS / "noise_by_masking.yaml")
+    @pytest.mark.parametrize(
+        ("config", "runs"),
+        [("noise", 5), ("noise_by_masking", 6), ("noise_by_masking_3x3", 18), ("asha", 16)],
+    )
+    def test_a_sweep_can_run_at_every_point(self, config: str, runs: int) -> None:
+        spec = load_spec(CONFIGS / f"{config}.yaml")
         assert isinstance(spec, SweepSpec)
         planned = plan(spec)
         assert all(cell.state is CellState.PENDING for cell in planned)
-        assert len({tuple(cell.point.values()) for cell in planned}) == len(planned) == 6
+        assert len({cell.id for cell in planned}) == len(planned) == runs
+        for cell in planned:
+            run = run_of(spec, cell)
+            wanted = cell.point.get("masking_ratio", effective_ratio(run.masking, run.grid))
+            assert effective_ratio(run.masking, run.grid) == pytest.approx(wanted, abs=0.01)
+
+    def test_a_run_on_two_gpus_has_two_workers(self) -> None:
+        spec = load_spec(CONFIGS / "two_gpus.yaml")
+        assert isinstance(spec, SweepSpec)
+        compute = run_of(spec, propose(spec, [])[0]).compute
+        assert (compute.workers, compute.gpus_per_worker) == (2, 1)
 
     def test_the_comparison_is_of_stop_and_ijepa(self) -> None:
         spec = load_spec(CONFIGS / "stop_vs_deterministic.yaml")
