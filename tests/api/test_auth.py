@@ -33,6 +33,8 @@ PATHS = [
     ("GET", "/v1/jobs/j_x/events"),
     ("GET", "/v1/jobs/j_x/trials"),
     ("GET", "/v1/jobs/j_x/comparison"),
+    ("GET", "/v1/jobs/j_x/surface"),
+    ("POST", "/v1/jobs/j_x/extend"),
     ("GET", "/v1/me"),
     ("GET", "/v1/cluster"),
     ("GET", "/v1/schema/pretrain"),
