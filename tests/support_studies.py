@@ -15,7 +15,7 @@ from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec, override,
 from stoplab_platform.tracking import RunIdentity
 from stoplab_sweeps.cells import Execute, Start, StudySpec, run_cell
 from stoplab_sweeps.feed import Feed
-from stoplab_trainers.rank import Summary
+from stoplab_trainers.rank import Leg, Summary
 from support_runs import TINY
 
 ARMS = {"deterministic": {"positions.kind": "deterministic"}, "stochastic": {}}
@@ -84,12 +84,20 @@ class Runs:
         self.troubles = dict(troubles or {})
         self.done: list[str] = []
         self.identities: list[RunIdentity] = []
+        self.legs: dict[str, Leg | None] = {}
 
     def __call__(
-        self, spec: RunSpec, folder: RunFolder, identity: RunIdentity, *, stop_file: Path
+        self,
+        spec: RunSpec,
+        folder: RunFolder,
+        identity: RunIdentity,
+        *,
+        stop_file: Path,
+        leg: Leg | None = None,
     ) -> Summary:
         self.done.append(folder.root.name)
         self.identities.append(identity)
+        self.legs[folder.root.name] = leg
         trouble = self.troubles.pop(folder.root.name, None)
         if isinstance(trouble, Stopped):
             write_json(stop_file, {"intent": trouble.intent, "deadline_s": 5})

@@ -36,6 +36,12 @@ class TrialBody(Told):
     arm: str | None
     point: dict[str, Any]
     seed: int
+    member: int | None = None
+    """Of a population: whose leg this is."""
+    generation: int | None = None
+    """Of a population: which of the member's legs, from 0."""
+    parent: str | None = None
+    """Of a population: the cell from whose weights it goes on."""
     state: str
     metrics: dict[str, float]
     run_id: str | None

@@ -25,6 +25,9 @@ def extended(spec: AnySpec, additions: Mapping[str, Any]) -> AnySpec:
     """
     if not isinstance(spec, SweepSpec | ComparisonSpec):
         raise SpecError.of("kind", f"a {spec.kind} job cannot be extended; sweeps, comparisons can")
+    if isinstance(spec, SweepSpec) and spec.scheduler.kind == "pbt":
+        text = "'pbt': nothing can join a population afterwards; submit a new sweep"
+        raise SpecError([Problem(("scheduler", "kind"), text)])
     problems = list(_misplaced(spec.kind, additions))
     if not problems:
         find = _sweep_problems if isinstance(spec, SweepSpec) else _seed_problems

@@ -47,6 +47,12 @@ class Cell(BaseModel):
     """A sweep's point: dotted field (or `masking_ratio`) to value."""
     seed: int
     """The run's seed."""
+    member: int | None = None
+    """Of population-based training: the member whose leg this is."""
+    generation: int | None = None
+    """Of population-based training: which of the member's legs, from 0."""
+    parent: str | None = None
+    """The cell from whose last weights this one goes on."""
     state: CellState = CellState.PENDING
     """Where it stands."""
     run_digest: str | None = None

@@ -12,6 +12,7 @@ from typing import Any
 from stoplab_platform.ledger import Cell, CellState
 
 HEAD = ("cell", "arm", "seed", "state")
+LEG = ("generation", "member", "parent")  # of a population's cells
 TAIL = ("mlflow_run_id", "started_at", "finished_at", "error")
 FIELDS: dict[str, Callable[[Cell], Any]] = {
     "index": lambda cell: cell.index,
@@ -68,14 +69,15 @@ def in_order(cells: Sequence[Cell], sort: str) -> list[Cell]:
 def rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[Any]]]:
     """Head and body: a row a cell, a column for each swept field and metric."""
     fields = sorted({name for cell in cells for name in cell.point})
+    legs = LEG if any(cell.generation is not None for cell in cells) else ()
     metrics = sorted({name for cell in cells for name in cell.metrics})
     body = [
-        [cell.id, cell.arm, cell.seed, cell.state.value,
+        [cell.id, cell.arm, cell.seed, cell.state.value, *(getattr(cell, name) for name in legs),
          *(cell.point.get(name) for name in fields), *(cell.metrics.get(name) for name in metrics),
          cell.mlflow_run_id, cell.started_at, cell.finished_at, cell.error]
         for cell in cells
     ]  # fmt: skip
-    return [*HEAD, *fields, *metrics, *TAIL], body
+    return [*HEAD, *legs, *fields, *metrics, *TAIL], body
 
 
 def as_csv(cells: Sequence[Cell]) -> str:

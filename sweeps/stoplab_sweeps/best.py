@@ -12,7 +12,7 @@ from scipy import stats
 
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.specs import SweepSpec
-from stoplab_sweeps.cells import by_point
+from stoplab_sweeps.cells import by_point, comparable
 from stoplab_sweeps.space import label
 
 Interval = tuple[float, float]
@@ -61,10 +61,11 @@ class Best:
 def best_of(spec: SweepSpec, cells: Sequence[Cell]) -> Best | None:
     """The best point by its mean over the replicates; None before the first result.
 
-    Points that have all their replicates go before those that have not. The intervals are of each
+    Of a population, the newest complete generation counts. Points that have all their replicates
+    go before those that have not. The intervals are of each
     pair alone: among many points, the best one's own mean is flattered by having been chosen.
     """
-    found = [one for group in by_point(cells) if (one := _standing(spec, group)).values]
+    found = [one for group in by_point(comparable(cells)) if (one := _standing(spec, group)).values]
     whole = [one for one in found if len(one.values) >= spec.replicates]
     sign = -1 if spec.objective.mode == "max" else 1
     ranked = sorted(whole or found, key=lambda one: sign * one.mean)

@@ -17,7 +17,7 @@ from stoplab_sweeps.space import Infeasible, Point, label, point_id, points, run
 
 if TYPE_CHECKING:  # the driver needs no torch, and starts seconds earlier without it
     from stoplab_trainers.hooks import OnScores
-    from stoplab_trainers.rank import Summary
+    from stoplab_trainers.rank import Leg, Summary
 
 StudySpec = SweepSpec | ComparisonSpec
 Execute = Callable[..., "Summary"]
@@ -58,7 +58,11 @@ def plan(spec: StudySpec) -> list[Cell]:
 
 def expected(spec: StudySpec) -> int | None:
     """How many runs an adaptive search is after; None where the plan knows."""
-    if not isinstance(spec, SweepSpec) or spec.search.kind != "optuna":
+    if not isinstance(spec, SweepSpec):
+        return None
+    if spec.scheduler.kind == "pbt":
+        return len(points(spec)) * spec.generations()
+    if spec.search.kind != "optuna":
         return None
     assert spec.search.samples is not None, "the spec checks itself"
     return spec.search.samples * spec.replicates
@@ -69,6 +73,50 @@ def cells_at(spec: SweepSpec, point: Point, index: int) -> list[Cell]:
     return [
         _cell(spec, point, replicate, index + replicate) for replicate in range(spec.replicates)
     ]
+
+
+def population_cell(
+    spec: SweepSpec, point: Point, generation: int, member: int, parent: str | None = None
+) -> Cell:
+    """One leg of a member of a population, INFEASIBLE where no masks fit."""
+    place = generation * len(points(spec)) + member
+    leg = {"generation": generation, "member": member, "parent": parent}
+    return _checked(
+        spec,
+        Cell(
+            id=f"g{generation}-m{member}",
+            index=place,
+            point=point,
+            seed=seed_of(spec, point, 0),
+            **leg,
+        ),
+    )
+
+
+def newest_generation(cells: Iterable[Cell]) -> list[Cell]:
+    """Of a population the cells of its newest generation, member by member; else none."""
+    legs = [cell for cell in cells if cell.generation is not None]
+    newest = max((cell.generation or 0 for cell in legs), default=0)
+    return [cell for cell in legs if cell.generation == newest]
+
+
+def comparable(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells whose values can be held against each other: of a population one generation.
+
+    It is the newest whose legs have all ended, the first one before that.
+    """
+    if not (now := newest_generation(cells)) or now[0].generation == 0:
+        return list(cells)
+    ended = {CellState.SUCCEEDED, CellState.FAILED} | DONE
+    if all(cell.state in ended for cell in now):
+        return now
+    return comparable([cell for cell in cells if cell not in now])
+
+
+def unfinished(cells: Sequence[Cell]) -> list[Cell]:
+    """What a start has to run: all that is not done, but for legs that a population went past."""
+    now = {cell.id for cell in newest_generation(cells)}
+    return [c for c in cells if c.state not in DONE and (c.generation is None or c.id in now)]
 
 
 def known_points(spec: StudySpec, cells: Sequence[Cell]) -> list[Cell]:
@@ -102,8 +150,9 @@ def run_of(spec: StudySpec, cell: Cell) -> RunSpec:
 
 
 def name_of(cell: Cell) -> str:
-    """A cell for people: `noise_std=0.25 ratio=0.6 s0`, `stochastic s2`."""
-    return f"{cell.arm or label(cell.point)} s{cell.seed}"
+    """A cell for people: `noise_std=0.25 ratio=0.6 s0`, `stochastic s2`; a leg has its id too."""
+    leg = "" if cell.generation is None else f" {cell.id}"
+    return f"{cell.arm or label(cell.point)} s{cell.seed}{leg}"
 
 
 def identity_of(spec: StudySpec, cell: Cell, *, job_id: str, attempt: int) -> RunIdentity:
@@ -118,7 +167,7 @@ def identity_of(spec: StudySpec, cell: Cell, *, job_id: str, attempt: int) -> Ru
         pair_id=f"{job_id}-s{cell.seed}",
         cell=cell.id,
         attempt=attempt,
-        tags=tracking.tags,
+        tags={**tracking.tags, **_leg_tags(cell)},
     )
 
 
@@ -139,7 +188,9 @@ def run_cell(
     if folder.stop.exists() or cell.state in DONE:
         return
     ledger.update(cell_id, state=CellState.RUNNING, error=None, finished_at=None)
-    told = {} if on_scores is None else {"on_scores": on_scores}
+    told: dict[str, Any] = {} if on_scores is None else {"on_scores": on_scores}
+    if cell.generation is not None:
+        told["leg"] = _leg(spec, cell, folder)
     try:
         parent = (read_json(folder.tracked) or {}).get("run_id")
         identity = identity_of(spec, cell, job_id=start.job_id, attempt=start.attempt)
@@ -172,19 +223,43 @@ def _arms(spec: ComparisonSpec) -> list[Cell]:
 
 
 def _points(spec: SweepSpec) -> list[Cell]:
+    if spec.scheduler.kind == "pbt":
+        return [population_cell(spec, point, 0, i) for i, point in enumerate(points(spec))]
     keys = [(k, point) for k in range(spec.replicates) for point in points(spec)]
     return [_cell(spec, point, k, index) for index, (k, point) in enumerate(keys)]
 
 
 def _cell(spec: SweepSpec, point: Point, replicate: int, index: int) -> Cell:
     seed = seed_of(spec, point, replicate)
-    cell = Cell(id=f"p-{point_id(point)}-s{seed}", index=index, point=point, seed=seed)
+    return _checked(
+        spec, Cell(id=f"p-{point_id(point)}-s{seed}", index=index, point=point, seed=seed)
+    )
+
+
+def _leg(spec: StudySpec, cell: Cell, folder: JobFolder) -> Leg:
+    from stoplab_trainers.rank import Leg
+
+    assert isinstance(spec, SweepSpec)
+    assert cell.generation is not None
+    after = folder.run(cell.parent).root if cell.parent else None
+    return Leg((cell.generation + 1) * spec.scheduler.interval_epochs, after)
+
+
+def _checked(spec: SweepSpec, cell: Cell) -> Cell:
     try:
         run_of(spec, cell)
     except Infeasible as error:
         changes = {"state": CellState.INFEASIBLE, "error": str(error)}
         return cell.model_copy(update=changes)
     return cell
+
+
+def _leg_tags(cell: Cell) -> dict[str, str]:
+    """What the tracker groups the legs of a population by."""
+    if cell.generation is None:
+        return {}
+    tags = {"stoplab.generation": str(cell.generation), "stoplab.member": str(cell.member)}
+    return tags | ({"stoplab.parent_cell": cell.parent} if cell.parent else {})
 
 
 def _stopped(run: RunFolder, intent: str) -> dict[str, Any]:

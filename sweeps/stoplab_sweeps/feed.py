@@ -14,11 +14,12 @@ from stoplab_platform.ledger import DONE, Cell, Ledger
 from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec
 from stoplab_platform.specs.sweep import LimitsSpec
-from stoplab_sweeps.cells import StudySpec
+from stoplab_sweeps.cells import StudySpec, unfinished
 from stoplab_sweeps.limits import current_limits, full, spent
 
 Propose = Callable[[Sequence[Cell]], list[Cell]]
-"""The ledger's cells to those of a new point; none where there is no further point."""
+"""The ledger's cells to those of a new point or generation; none where there is none, or none
+before something that runs has ended."""
 
 LOOK_S = 1.0  # between two looks at the ledger while a limit holds things up
 
@@ -86,7 +87,7 @@ class Feed:
         return spent(limits, self._spec.base.compute, cells) or full(limits, cells)
 
     def _left(self, cells: Sequence[Cell]) -> list[Cell]:
-        return [cell for cell in cells if cell.state not in DONE and cell.id not in self._given]
+        return [cell for cell in unfinished(cells) if cell.id not in self._given]
 
     def _allowed(
         self, left: Sequence[Cell], cells: Sequence[Cell], limits: LimitsSpec
@@ -112,7 +113,7 @@ class Feed:
             if fresh[0].state not in DONE:
                 return self._give(fresh[0])
             cells = self._ledger.cells()
-        return Say.OVER
+        return self._held_up()
 
     def _give(self, cell: Cell) -> Cell:
         self._given.add(cell.id)

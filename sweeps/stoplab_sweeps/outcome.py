@@ -15,6 +15,7 @@ from stoplab_sweeps.best import best_of, sentence
 from stoplab_sweeps.cells import StudySpec
 from stoplab_sweeps.compare import result
 from stoplab_sweeps.per_image import read_right
+from stoplab_sweeps.population import schedule
 from stoplab_sweeps.report import (
     comparison_markdown,
     comparison_table,
@@ -60,6 +61,8 @@ def _swept(
     found = best_of(spec, cells)
     if found is not None:
         print(f"{sentence(found)}\n", flush=True)
+    if spec.scheduler.kind == "pbt" and found is not None:
+        print(f"{schedule(spec, cells)}\n", flush=True)
     metrics = {} if found is None else {f"best/{found.metric}": found.best.mean}
     pictures: list[Path] = []
     if not folder.stop.exists():

@@ -9,7 +9,7 @@ from typing import Any
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
 from stoplab_sweeps import words
-from stoplab_sweeps.cells import name_of
+from stoplab_sweeps.cells import comparable, name_of
 from stoplab_sweeps.space import label
 
 Row = Sequence[str]
@@ -85,10 +85,10 @@ def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
 
 
 def sweep_table(spec: SweepSpec, cells: Sequence[Cell]) -> str:
-    """One row a point, best first: mean and spread over its seeds."""
+    """One row a point, best first: mean and spread over its seeds; of a population, as it ended."""
     metric, best_first = spec.objective.metric, spec.objective.mode == "max"
     rows = []
-    for point, group in _by_point(cells).items():
+    for point, group in _by_point(comparable(cells)).items():
         values = [cell.metrics[metric] for cell in group if metric in cell.metrics]
         states = {cell.state for cell in group if cell.state is not CellState.SUCCEEDED}
         note = ", ".join(sorted(state.lower() for state in states))

@@ -28,8 +28,11 @@ EPOCH = "epoch"  # what schedulers take for time: epochs that have ended
 def scheduler_of(
     spec: StudySpec, folder: JobFolder, cells: Sequence[Cell]
 ) -> ObeyedScheduler | None:
-    """The spec's scheduler, told what the finished runs of earlier starts reached; None: none."""
-    if not isinstance(spec, SweepSpec) or spec.scheduler.kind == "none":
+    """The spec's scheduler, told what the finished runs of earlier starts reached; None: none.
+
+    Population-based training needs none: its generations are planned (`population`).
+    """
+    if not isinstance(spec, SweepSpec) or spec.scheduler.kind in ("none", "pbt"):
         return None
     scheduler = ObeyedScheduler(_deciding(spec), spec.objective.metric, folder)
     scheduler.replay([cell.id for cell in cells if cell.state in DONE])

@@ -73,6 +73,22 @@ def run_at(spec: SweepSpec, point: Mapping[str, Any], *, seed: int, name: str) -
     return parse(RunSpec, {**run.plain(), "masking": masking.plain()})
 
 
+def drawn(axis: Axis, share: float) -> Any:
+    """The axis's value at a share in [0, 1)."""
+    u = float(share)
+    if axis.uniform is not None:
+        low, high = axis.uniform
+        return low + u * (high - low)
+    if axis.loguniform is not None:
+        low, high = axis.loguniform
+        return min(high, low * (high / low) ** u)
+    if axis.int_ is not None:
+        first, last = axis.int_
+        return first + int(u * (last - first + 1))
+    values = axis.examples()
+    return values[int(u * len(values))]
+
+
 def seed_of(spec: SweepSpec, point: Mapping[str, Any], replicate: int) -> int:
     """The same seeds at every point: the base's (or the point's own) and those after it."""
     return int(point.get("seed", spec.base.seed)) + replicate
@@ -107,7 +123,7 @@ def _random(spec: SweepSpec) -> Iterator[Point]:
         for path in spec.space
     }
     while True:
-        yield {path: _at(axis, generators[path].random()) for path, axis in spec.space.items()}
+        yield {path: drawn(axis, generators[path].random()) for path, axis in spec.space.items()}
 
 
 def _sobol(spec: SweepSpec) -> Iterator[Point]:
@@ -116,23 +132,7 @@ def _sobol(spec: SweepSpec) -> Iterator[Point]:
     while True:
         (row,) = engine.random(1)
         pairs = zip(spec.space.items(), row, strict=True)
-        yield {path: _at(axis, u) for (path, axis), u in pairs}
-
-
-def _at(axis: Axis, share: float) -> Any:
-    """The axis's value at a share in [0, 1)."""
-    u = float(share)
-    if axis.uniform is not None:
-        low, high = axis.uniform
-        return low + u * (high - low)
-    if axis.loguniform is not None:
-        low, high = axis.loguniform
-        return min(high, low * (high / low) ** u)
-    if axis.int_ is not None:
-        first, last = axis.int_
-        return first + int(u * (last - first + 1))
-    values = axis.examples()
-    return values[int(u * len(values))]
+        yield {path: drawn(axis, u) for (path, axis), u in pairs}
 
 
 def _axis_name(path: str, short: str, names: list[str]) -> str:

@@ -15,13 +15,21 @@ from typing import Any, Protocol
 from stoplab_platform.errors import SpecError
 from stoplab_platform.exits import Exit
 from stoplab_platform.jobs.models import Intent
-from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
+from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, read_json, write_atomic
 from stoplab_platform.specs import SweepSpec, load_spec
 from stoplab_platform.tracking import drain
 from stoplab_platform.tracking.base import Status
 from stoplab_platform.tracking.sender import sent_run_id
-from stoplab_sweeps.cells import Execute, Start, StudySpec, expected, known_points, plan
+from stoplab_sweeps.cells import (
+    Execute,
+    Start,
+    StudySpec,
+    expected,
+    known_points,
+    plan,
+    unfinished,
+)
 from stoplab_sweeps.feed import Feed, Propose
 from stoplab_sweeps.outcome import Outcome, sum_up
 from stoplab_sweeps.parent import Parent, parent_identity
@@ -44,7 +52,7 @@ def run_study(spec: StudySpec, start: Start, *, schedule: Schedule, execute: Exe
     folder, ledger = start.folder, Ledger(start.folder)
     planned = plan(spec)
     _claim(spec, folder)
-    ledger.plan(planned or known_points(spec, ledger.cells()))
+    ledger.plan([*planned, *_planned_on_the_way(spec, ledger.cells())])
     feed = Feed(spec, folder, _propose(spec))
     identity = parent_identity(spec, start.job_id, start.attempt)
     parent = Parent(spec, folder, identity, start.tracking_uri)
@@ -96,7 +104,7 @@ def _end(
     spec: StudySpec, feed: Feed, folder: JobFolder, cells: Sequence[Cell], outcome: Outcome
 ) -> tuple[Status | None, Exit]:
     """How the study ended, for the tracker and for who started it."""
-    left = [cell for cell in cells if cell.state not in DONE]
+    left = unfinished(cells)
     more = feed.more(cells)
     if not left and not more:
         return ("FAILED", Exit.FAILED) if outcome.refused else ("FINISHED", Exit.OK)
@@ -110,10 +118,25 @@ def _end(
     return "FAILED", Exit.FAILED
 
 
+def _planned_on_the_way(spec: StudySpec, cells: Sequence[Cell]) -> list[Cell]:
+    """What earlier starts drew, and may have been killed before they had it all written down."""
+    if not isinstance(spec, SweepSpec) or expected(spec) is None:
+        return []
+    if spec.scheduler.kind == "pbt":
+        from stoplab_sweeps.population import interrupted
+
+        return interrupted(spec, cells)
+    return known_points(spec, cells)
+
+
 def _propose(spec: StudySpec) -> Propose | None:
     """What draws further points as results come; None where the plan knows them all."""
     if not isinstance(spec, SweepSpec) or expected(spec) is None:
         return None
+    if spec.scheduler.kind == "pbt":
+        from stoplab_sweeps.population import next_generation
+
+        return functools.partial(next_generation, spec)
     from stoplab_sweeps.search import propose  # Optuna costs a second to import
 
     return functools.partial(propose, spec)

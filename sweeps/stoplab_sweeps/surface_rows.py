@@ -23,15 +23,23 @@ def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
     """The surface of the runs that succeeded, with the importance of every axis.
 
     Where other fields vary too, it is the slice at their best setting (`slice`). Runs that were
-    pruned trained for less than the rest, and are left out (`left_out`).
+    pruned trained for less than the rest, and are left out (`left_out`). A population has no
+    surface: its runs changed their points on the way.
     """
     metric, mode = spec.objective.metric, spec.objective.mode
-    done = [c for c in cells if c.state is CellState.SUCCEEDED and metric in c.metrics]
+    changed = spec.scheduler.kind == "pbt"
+    done = (
+        []
+        if changed
+        else [c for c in cells if c.state is CellState.SUCCEEDED and metric in c.metrics]
+    )
     setting, chosen = _best_slice(done, metric, mode)
     fractions: dict[str, float] = {}
     rows = [_row(spec, cell, metric, fractions) for cell in chosen]
     unit = "GPU-hours" if spec.base.compute.gpus_per_worker else "CPU-hours"
     found = surface(rows, metric=metric, mode=mode, hours_unit=unit)
+    if changed:
+        found["reason"] = "the runs of a population change their points on the way"
     return found | {
         "slice": setting,
         "left_out": len(cells) - len(chosen),

@@ -239,10 +239,6 @@ class TestMeaning:
         found = problems(example("sweep", search={"kind": "grid"}))
         assert found.keys() == {"space.masking_ratio"}
 
-    def test_what_cannot_be_swept_yet_is_refused(self) -> None:
-        (message,) = problems(example("sweep", scheduler={"kind": "pbt"})).values()
-        assert "cannot be run by this release" in message
-
     def test_arms_share_all_but_their_overrides(self) -> None:
         spec = parse(ComparisonSpec, example("compare"))
         assert spec.reference == "deterministic"

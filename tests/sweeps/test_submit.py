@@ -23,6 +23,10 @@ SMALL = {
         "base.optim.epochs=3", "base.optim.warmup_epochs=0.1", "search.samples=3",
         "base.evals=[{kind: knn, every_epochs: 1}]", "scheduler.grace_epochs=1",
     ),
+    "pbt": (
+        "base.optim.epochs=2", "base.optim.warmup_epochs=0.1", "base.evals=[{kind: knn}]",
+        "search.samples=2", "scheduler.interval_epochs=1", "scheduler.quantile=0.5",
+    ),
     "two_gpus": (
         *QUICK, "base.compute.gpus_per_worker=0", "base.compute.cpus_per_worker=0.5",
         "search.samples=1",
@@ -63,7 +67,7 @@ def test_each_ready_made_sweep_runs_as_a_ray_job(
             found[config] = Ledger(Home(home).job(job.name)).cells()
             assert "best: noise_std=" in printed
     assert {config: len(cells) for config, cells in found.items()} == {
-        "noise": 2, "noise_by_masking_3x3": 2, "asha": 3, "two_gpus": 1,
+        "noise": 2, "noise_by_masking_3x3": 2, "asha": 3, "pbt": 4, "two_gpus": 1,
     }  # fmt: skip
     assert {cell.state for cell in found.pop("asha")} <= DONE
     states = {cell.state for cells in found.values() for cell in cells}

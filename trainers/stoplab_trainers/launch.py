@@ -27,7 +27,7 @@ from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.cluster import connected
 from stoplab_trainers.hooks import OnScores, Progress
 from stoplab_trainers.loop import World
-from stoplab_trainers.rank import Summary, run_rank, summary_of
+from stoplab_trainers.rank import Leg, Summary, run_rank, summary_of
 
 log = logging.getLogger("stoplab")
 
@@ -49,19 +49,20 @@ def execute(
     stop_file: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_scores: OnScores | None = None,
+    leg: Leg | None = None,
 ) -> Summary:
     """Run a spec to its end, from its last checkpoint if there is one.
 
     A finished run's folder gives its summary at once. Raises `Stopped` when the stop file, or the
     run's own one (`RunFolder.prune`), appears. ``on_scores`` hears of scheduled evaluations: a
-    single worker waits for it, several go on meanwhile.
+    single worker waits for it, several go on meanwhile. ``leg``: only a part of the run.
     """
     finished = summary_of(folder)
     if finished is not None:
         return finished
     if spec.compute.workers > 1:
         with _watched(folder, on_progress, on_scores):
-            return _under_ray_train(spec, folder, identity, stop_file)
+            return _under_ray_train(spec, folder, identity, stop_file, leg)
     with rank_log(folder, 0):
         world = World(device=_device(spec))
         summary = run_rank(
@@ -72,6 +73,7 @@ def execute(
             stop_file=stop_file,
             on_progress=on_progress,
             on_scores=on_scores,
+            leg=leg,
         )
     assert summary is not None
     return summary
@@ -144,7 +146,11 @@ def _watched(
 
 
 def _under_ray_train(
-    spec: RunSpec, folder: RunFolder, identity: RunIdentity, stop_file: Path | None
+    spec: RunSpec,
+    folder: RunFolder,
+    identity: RunIdentity,
+    stop_file: Path | None,
+    leg: Leg | None,
 ) -> Summary:
     # Ray Train costs seconds to import, and GPU machines without Ray run the loop alone.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -164,6 +170,7 @@ def _under_ray_train(
                 "folder": str(folder.root),
                 "identity": dataclasses.asdict(identity),
                 "stop_file": str(stop_file) if stop_file else None,
+                "leg": leg,
             },
             scaling_config=ScalingConfig(
                 num_workers=compute.workers, use_gpu=on_gpu, resources_per_worker=resources
@@ -207,7 +214,8 @@ def _worker(config: dict[str, Any]) -> None:
     stop_file = Path(config["stop_file"]) if config["stop_file"] else None
     with rank_log(folder, rank):
         try:
-            run_rank(spec, folder, RunIdentity(**config["identity"]), world, stop_file=stop_file)
+            identity = RunIdentity(**config["identity"])
+            run_rank(spec, folder, identity, world, stop_file=stop_file, leg=config["leg"])
         except Stopped as stop:
             if rank == 0:
                 write_json(_end_note(folder), {"stopped": stop.intent, "step": stop.step})

@@ -56,7 +56,7 @@ class StepReport:
     step: int
     """Steps done, from 1."""
     steps: int
-    """Steps of the whole run."""
+    """Steps until the run ends."""
     epoch: int
     """Epoch the step belongs to, from 0."""
     ends_epoch: bool
@@ -69,7 +69,13 @@ class StepReport:
 class Run:
     """One rank's training state: weights, EMA target, optimiser, step."""
 
-    def __init__(self, spec: RunSpec, shards: ShardSet, world: World | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        shards: ShardSet,
+        world: World | None = None,
+        until_epoch: int | None = None,
+    ) -> None:
         self.spec, self.shards, self.world = spec, shards, world or World()
         optim = spec.optim
         self.plan = Plan(
@@ -82,11 +88,13 @@ class Run:
         self.optimizer = build_optimizer(self.model, optim)
         self.schedules = Schedules(optim, self.plan.steps_per_epoch)
         self.step = 0
+        end = (until_epoch or optim.epochs) * self.plan.steps_per_epoch
+        self.last_step = min(end, self.total_steps)
         self.student = self._wrapped()
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the whole run, which its schedules span; it may be left at `last_step`."""
         return self.schedules.total_steps
 
     def state(self) -> dict[str, Any]:
@@ -139,7 +147,7 @@ def steps(run: Run) -> Iterator[StepReport]:
         per_epoch = run.plan.steps_per_epoch
         yield StepReport(
             step=run.step,
-            steps=run.total_steps,
+            steps=run.last_step,
             epoch=(run.step - 1) // per_epoch,
             ends_epoch=run.step % per_epoch == 0,
             seconds=pending[-1],
@@ -159,7 +167,7 @@ def _feed(run: Run) -> Iterator[Batch]:
         rank=run.world.rank,
         world=run.world.size,
         start_step=run.step,
-        stop_step=run.total_steps,
+        stop_step=run.last_step,
     )
 
 
@@ -201,7 +209,7 @@ def _compiles(spec: RunSpec, device: torch.device) -> bool:
 
 def _is_logged(run: Run) -> bool:
     every = run.spec.tracking.log_every_steps
-    return run.step <= DENSE_STEPS or run.step % every == 0 or run.step == run.total_steps
+    return run.step <= DENSE_STEPS or run.step % every == 0 or run.step == run.last_step
 
 
 def _measure(

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 
-from stoplab_platform.errors import Stopped
+from stoplab_platform.errors import CheckpointError, Stopped
 from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import RunFolder, read_json, write_atomic, write_json
 from stoplab_platform.settings import Settings
@@ -44,6 +45,16 @@ SAMPLER_VERSION = 1
 PICTURED = 4  # images in masks.png
 
 
+@dataclass(frozen=True)
+class Leg:
+    """A part of a run's epochs, which may go on from another run's weights."""
+
+    until_epoch: int
+    """It ends when so many of the run's epochs are done."""
+    after: Path | None = None
+    """Folder of the finished run whose last checkpoint it starts from; None: it starts anew."""
+
+
 class Summary(BaseModel):
     """What a finished run leaves behind."""
 
@@ -60,7 +71,7 @@ class Summary(BaseModel):
     mlflow_run_id: str | None
     """Its run in MLflow, where that was reached in time."""
     steps: int
-    """Steps of the whole run."""
+    """Steps that the weights have seen."""
     elapsed_s: float
     """Seconds of this process."""
 
@@ -80,6 +91,7 @@ def run_rank(
     stop_file: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_scores: OnScores | None = None,
+    leg: Leg | None = None,
 ) -> Summary | None:
     """Train one rank's part; rank 0 returns the summary, the others None.
 
@@ -89,12 +101,12 @@ def run_rank(
     torch.set_num_threads(spec.compute.resolved_threads)
     settings = Settings()
     shards = ShardSet.open(spec.data.train, settings.folders.cache)
-    facts = _facts(spec, world, shards)
-    run = Run(spec, shards, world)
+    facts = _facts(spec, world, shards) | _descent(leg)
+    run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
     owner = {"run": spec.run_digest({"data": shards.fingerprint})}
     saving = Saving(folder, owner)
-    _start(run, folder, owner)
+    _start(run, folder, owner, leg)
     stop_files = [file for file in (stop_file, folder.prune) if file]
     if world.rank > 0:
         train(run, [Stopping(stop_files, None)])
@@ -129,8 +141,16 @@ def run_rank(
 def _judged(
     run: Run, scores: Scores | None, folder: RunFolder, tracker: SpoolTracker
 ) -> dict[str, float]:
-    """The final evaluations, which also leave what they told of each test image."""
-    final = scores.final(run.target) if scores else Final({}, {})
+    """The final evaluations, which also leave what they told of each test image.
+
+    A run that is left before its last epoch is only judged by the validation split.
+    """
+    if scores is None:
+        final = Final({}, {})
+    elif run.last_step < run.total_steps:
+        final = Final(scores.of(run.target, run.spec.evals, on="val"), {})
+    else:
+        final = scores.final(run.target)
     write_json(folder.predictions, final.predictions)
     tracker.metrics(run.step, final.metrics)
     log.info("done  %s", spelled(final.metrics))
@@ -182,11 +202,26 @@ def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def _start(run: Run, folder: RunFolder, owner: Mapping[str, str]) -> None:
+def _descent(leg: Leg | None) -> dict[str, Any]:
+    """What the weights of a leg also depend on."""
+    if leg is None:
+        return {}
+    before = summary_of(RunFolder(leg.after)) if leg.after else None
+    after = before.run_digest if before else None
+    return {"until_epoch": leg.until_epoch, "after": after}
+
+
+def _start(run: Run, folder: RunFolder, owner: Mapping[str, str], leg: Leg | None) -> None:
     newest = checkpoint.latest(folder.checkpoints)
     if newest is not None:
         run.load(*checkpoint.load(newest, identity=dict(owner)))
         log.info("resumed at step %d of %d", run.step, run.total_steps)
+    elif leg and leg.after:
+        given = checkpoint.latest(RunFolder(leg.after).checkpoints)
+        if given is None:
+            raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
+        run.load(*checkpoint.load(given, identity=None))
+        log.info("goes on from %s at step %d", leg.after.name, run.step)
     elif run.spec.model.init_from:
         _, state = checkpoint.load(Path(run.spec.model.init_from), identity=None)
         run.model.load_state_dict(state["model"])

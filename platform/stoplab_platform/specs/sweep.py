@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -13,6 +14,10 @@ from stoplab_platform.specs.overrides import applied
 from stoplab_platform.specs.run import Name, RunSpec
 
 MASKING_RATIO = "masking_ratio"
+CHANGEABLE = ("optim.", "positions.noise_std", "masking.", MASKING_RATIO)
+"""Beginnings of fields that a run may change on its way."""
+FIXED = ("optim.epochs", "optim.batch_size", "optim.betas", "masking.kind")
+"""Among those, what its steps are counted by, its optimiser keeps, or is another method."""
 
 
 class Axis(Spec):
@@ -72,12 +77,14 @@ class SearchSpec(Spec):
 
 
 class SchedulerSpec(Spec):
-    """Which runs end early, judged by the objective's scheduled evaluations."""
+    """Which runs end early, or go on at another point, judged by the objective."""
 
     kind: Literal["none", "asha", "median", "pbt"] = "none"
     """`asha`: at each rung, a run below the best 1/reduction_factor of those before it ends
     (arXiv:1810.05934). `median`: a run ends whose best score is below the median of the others'
-    running means (Vizier, 2017). Default none."""
+    running means (Vizier, 2017). `pbt`: the points are a population; every interval_epochs the
+    runs that are behind go on from the weights of one that is ahead, at a point near its own
+    (arXiv:1711.09846). Default none."""
     grace_epochs: int = Field(default=1, ge=1)
     """No run ends before so many epochs; `asha`'s first rung (epochs). Default 1: Ray Tune's."""
     reduction_factor: float = Field(default=4, gt=1)
@@ -85,6 +92,14 @@ class SchedulerSpec(Spec):
     pass. Default 4: Ray Tune's, and the paper's."""
     min_samples: int = Field(default=3, ge=1)
     """Of `median`: other runs that must have come as far (runs). Default 3: Ray Tune's."""
+    interval_epochs: int = Field(default=1, ge=1)
+    """Of `pbt`: epochs between two looks at the population. Default 1."""
+    quantile: float = Field(default=0.25, gt=0, le=0.5)
+    """Of `pbt`: the share of members that is behind, and that is ahead. Default 0.25: Ray
+    Tune's."""
+    resample: float = Field(default=0.25, ge=0, le=1)
+    """Of `pbt`: how often a value is drawn anew instead of moved by a fifth. Default 0.25: Ray
+    Tune's."""
 
 
 class ObjectiveSpec(Spec):
@@ -161,10 +176,7 @@ class SweepSpec(Spec):
 
     def _scheduler_problems(self) -> Iterator[Problem]:
         if self.scheduler.kind == "pbt":
-            known = "'none', 'asha' or 'median'"
-            yield Problem(
-                ("scheduler", "kind"), f"'pbt' cannot be run by this release; give {known}"
-            )
+            yield from self._population_problems()
             return
         measured = self.objective.metric.removeprefix("val/")
         epochs = self.base.optim.epochs
@@ -184,6 +196,36 @@ class SweepSpec(Spec):
                 f"base.optim.epochs ({epochs})",
                 (("base", "optim", "epochs"),),
             )
+
+    def _population_problems(self) -> Iterator[Problem]:
+        kind, epochs = ("scheduler", "kind"), self.base.optim.epochs
+        if self.search.kind == "optuna":
+            text = "'pbt' chooses points itself; search grid, random or sobol for the first ones"
+            yield Problem(kind, text, (("search", "kind"),))
+        if self.replicates != 1:
+            text = f"{self.replicates}: the members of a population share one seed; give 1"
+            yield Problem(("replicates",), text, (kind,))
+        if self.scheduler.interval_epochs >= epochs:
+            yield Problem(
+                ("scheduler", "interval_epochs"),
+                f"{self.scheduler.interval_epochs} leaves no second look at the population; give "
+                f"less than base.optim.epochs ({epochs})",
+                (("base", "optim", "epochs"),),
+            )
+        for path in self.space:
+            if path in FIXED or not path.startswith(CHANGEABLE):
+                yield Problem(
+                    ("space", path),
+                    "cannot change while a run goes on, as 'pbt' needs; it can where it starts "
+                    f"with {', '.join(CHANGEABLE)}, but for {', '.join(FIXED)}",
+                    (kind,),
+                )
+
+    def generations(self) -> int:
+        """Legs of a run of a population; 1 without one."""
+        if self.scheduler.kind != "pbt":
+            return 1
+        return math.ceil(self.base.optim.epochs / self.scheduler.interval_epochs)
 
     def _axis_problems(self, path: str, axis: Axis) -> Iterator[Problem]:
         at = ("space", path)
