@@ -322,6 +322,12 @@ def test_pixels_are_judged_once_for_a_data_set_and_a_question(tmp_path: Path) ->
     assert judged(pixel_encoder(), load_splits(data, 8, cache), [KNN]) != {"knn_top1": 0.125}
     assert judged(Patches(), found, [KNN]) != {"knn_top1": 0.125}
     assert judged(Bank(pixel_encoder(), found), found, [KNN]) == {"knn_top1": 0.125}
+    told = (evaluate(pixel_encoder(), [KNN], found, on="test", seed=seed) for seed in (1, 2))
+    assert list(told) == [{"knn_top1": 0.125}] * 2
+    before = set((cache / "pixels").glob("*.json"))
+    for seed in (1, 2):
+        evaluate(pixel_encoder(), [LOW_SHOT], found, on="test", seed=seed)
+    assert len(set((cache / "pixels").glob("*.json")) - before) == 2, "it draws by the seed"
     kept.unlink()
     assert judged(pixel_encoder(), found, [KNN]) == first
 

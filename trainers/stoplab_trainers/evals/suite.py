@@ -31,6 +31,7 @@ RUNNERS: dict[str, Callable[[Any, Bank, On, int], Outcome]] = {
     "low_shot": low_shot,
     "location": location,
 }
+SEEDED = ("low_shot",)  # protocols that draw something
 
 
 def evaluate(
@@ -44,7 +45,8 @@ def evaluate(
     """Metrics by name, without the split: `{"knn_top1": 0.76}`.
 
     A `Bank` in the encoder's place keeps what it knows between calls. Raw pixels are judged once
-    for each data set and remembered in the cache: every run asks for the same numbers.
+    for each data set and remembered in the cache: every run asks for the same numbers, whatever
+    its seed unless a protocol draws.
     """
 
     def judge() -> dict[str, float]:
@@ -53,7 +55,8 @@ def evaluate(
 
     if not isinstance(encoder.encoder if isinstance(encoder, Bank) else encoder, Pixels):
         return judge()
-    asked = [VERSION, splits.fingerprint, [protocol.plain() for protocol in protocols], on, seed]
+    draws = seed if any(protocol.kind in SEEDED for protocol in protocols) else None
+    asked = [VERSION, splits.fingerprint, [protocol.plain() for protocol in protocols], on, draws]
     return _remembered(splits.cache / "pixels" / f"{canonical_digest(asked)}.json", judge)
 
 
