@@ -52,8 +52,8 @@ class TrialBody(Told):
     finished_at: datetime | None
 
 
-class BestBody(Told):
-    """The best point of a sweep so far."""
+class PointBody(Told):
+    """A point of a sweep and what it reached."""
 
     point: dict[str, Any]
     mean: float
@@ -62,6 +62,16 @@ class BestBody(Told):
     """Interval of the mean; null with one seed."""
     n: int
     """Seeds."""
+
+
+class BestBody(PointBody):
+    """The best point of a sweep so far."""
+
+    tied: list[PointBody] | None = None
+    """Points that cannot be told apart from it (95 %), best first; null where nothing can be
+    said, as with one seed a point."""
+    n_points: int | None = None
+    """Points that were compared, the best among them."""
 
 
 class TrialListBody(Told):

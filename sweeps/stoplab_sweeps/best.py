@@ -57,6 +57,11 @@ class Best:
     n_points: int
     """Points that were compared, the best among them."""
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON: the best point, with `tied` (likewise, or null) and `n_points`."""
+        tied = None if self.tied is None else [one.plain() for one in self.tied]
+        return {**self.best.plain(), "tied": tied, "n_points": self.n_points}
+
 
 def best_of(spec: SweepSpec, cells: Sequence[Cell]) -> Best | None:
     """The best point by its mean over the replicates; None before the first result.

@@ -28,6 +28,7 @@ def importance(measured: Sequence[tuple[Mapping[str, Any], float]]) -> dict[str,
     axes = _axes([point for point, _ in measured])
     if len(measured) < FEWEST or len(axes) < 2 or pstdev(v for _, v in measured) < FLAT:
         return None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     for point, value in measured:
         params = {name: _word(point[name], axes[name]) for name in axes}

@@ -66,7 +66,7 @@ class Watch:
     def progress(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """A study counts cells; the time left comes from the pace since this attempt began.
 
-        A sweep tells its best point so far as well: `best`, with point, mean, ci95 and n.
+        A sweep tells its best point so far as well: `best`, with point, mean, ci95, n, tied and n_points.
         """
         total = self._total(cells)
         units = self._units(cells)
@@ -88,7 +88,7 @@ class Watch:
         if not isinstance(self._spec, SweepSpec):
             return {}
         found = best_of(self._spec, cells)
-        return {"best": None if found is None else found.best.plain()}
+        return {"best": None if found is None else found.plain()}
 
     def _units(self, cells: Sequence[Cell]) -> float:
         """Cells that ended, and the parts of those that run."""

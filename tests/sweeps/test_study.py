@@ -162,6 +162,7 @@ class TestSweep:
         assert best == {
             "point": {"positions.noise_std": 0.3},
             "mean": pytest.approx(0.53), "ci95": pytest.approx([0.53, 0.53]), "n": 2,
+            "tied": [], "n_points": 2,
         }  # fmt: skip
         assert "(best so far 0.5300 at noise_std=0.3)" in caplog.text
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from stoplab_api.answers import TrialBody, TrialListBody
+from stoplab_api.answers import BestBody, TrialBody, TrialListBody
 from stoplab_api.cli.show import made_table, out, print_table, print_text
 
 ERROR_ROOM = 160  # characters of an error in a table
@@ -51,8 +51,15 @@ def best_line(found: TrialListBody) -> str:
     low, high = best.ci95
     return (
         f"best so far: {best.mean:.4f} at {place} (95 % interval {low:.4f} to {high:.4f}, "
-        f"{best.n} seeds)"
+        f"{best.n} seeds{_company(best)})"
     )
+
+
+def _company(best: BestBody) -> str:
+    """How many points are as good, as far as one can tell."""
+    if best.tied is None or best.n_points is None:
+        return ""
+    return f"; {len(best.tied)} of the {best.n_points - 1} others cannot be told apart from it"
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
