@@ -66,7 +66,7 @@ class Watch:
     def progress(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """A study counts cells; the time left comes from the pace since this attempt began.
 
-        A sweep tells its best point so far as well: `best`, with point, mean, ci95, n, tied and n_points.
+        A sweep tells its best point so far as well: `best`, as `best.Best.plain` has it.
         """
         total = self._total(cells)
         units = self._units(cells)
