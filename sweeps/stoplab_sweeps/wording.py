@@ -8,6 +8,8 @@ from typing import Any
 
 Judged = Mapping[str, Any]
 
+SAME = 1e-12  # differences closer than this are equal but for rounding
+
 
 def sentence(judged: Judged) -> str:
     """The verdict in plain words, without its full stop."""
@@ -26,7 +28,8 @@ def sentence(judged: Judged) -> str:
 
 def warnings(judged: Judged) -> list[str]:
     """What this design cannot show, and what a reader should know; a sentence each."""
-    return [*_too_few(judged), *_half_blocks(judged), *_unlike(judged), *_no_baseline(judged)]
+    kinds = (_too_few, _no_spread, _half_blocks, _unlike, _no_baseline)
+    return [line for kind in kinds for line in kind(judged)]
 
 
 def _seen(judged: Judged) -> str:
@@ -66,14 +69,32 @@ def _too_few(judged: Judged) -> Iterator[str]:
             )
 
 
+def _no_spread(judged: Judged) -> Iterator[str]:
+    for arm in judged["comparisons"]:
+        deltas = [block["deltas"][arm] for block in judged["blocks"]]
+        known = [delta for delta in deltas if delta is not None]
+        if len(known) > 1 and max(known) - min(known) < SAME:
+            yield (
+                f"{arm} has the same difference in all {len(known)} blocks: that tells nothing of "
+                "its spread, so neither the interval nor the verdict can be trusted"
+            )
+
+
 def _half_blocks(judged: Judged) -> Iterator[str]:
-    half = {
+    missing = {
         block["seed"]: [arm for arm, value in block["values"].items() if value is None]
         for block in judged["blocks"]
     }
-    some = [f"{seed} (no {', '.join(arms)})" for seed, arms in half.items() if arms]
-    if some:
-        yield f"half blocks are shown and left out: {_few(some)}"
+    empty = [str(seed) for seed, arms in missing.items() if len(arms) == len(judged["arms"])]
+    half = [
+        f"{seed} (no {', '.join(arms)})"
+        for seed, arms in missing.items()
+        if 0 < len(arms) < len(judged["arms"])
+    ]
+    if half:
+        yield f"half blocks are shown and left out: {_few(half)}"
+    if empty:
+        yield f"blocks without any result: {_few(empty)}"
 
 
 def _unlike(judged: Judged) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 from stoplab_platform.ledger import CellState
 from stoplab_sweeps.compare import compare, result
 from stoplab_sweeps.paired import difference, holm
-from stoplab_sweeps.wording import sentence
+from stoplab_sweeps.wording import sentence, warnings
 from support_comparison import KEYS
 from support_studies import certificate, comparison, finished
 
@@ -182,12 +182,21 @@ def test_half_blocks_unlike_draws_and_baselines_are_warned_of() -> None:
     half = result(comparison(), cells()[:-1])["warnings"]
     assert half[1] == "half blocks are shown and left out: 2 (no stochastic)"
     arms = {"some": {}, "more": {"masking.target.count": 4}}
-    other = [finished(arm, s, 0.5 + s / 100) for s in range(6) for arm in arms]
+    other = [finished(arm, s, v) for s in range(6) for arm, v in (("some", 0.5), ("more", s / 9))]
     told = result(comparison(arms=arms, seeds=list(range(6))), other, notes=["and more"])[
         "warnings"
     ]
     assert "the arms change their masks on purpose" in told[0]
     assert told[1:] == ["the reference some is none of the named baselines", "and more"]
+    gone = result(comparison(seeds=[0, 1, 2, 3, 4]), cells())["warnings"]
+    assert gone[-1] == "blocks without any result: 3, 4"
     off = {"off": {"positions": {"kind": "deterministic", "parametrization": "official"}}, "on": {}}
     runs = [finished(arm, s, 0.5 + s / 100) for s in range(6) for arm in off]
-    assert "not I-JEPA" in result(comparison(arms=off, seeds=list(range(6))), runs)["warnings"][0]
+    assert "not I-JEPA" in result(comparison(arms=off, seeds=list(range(6))), runs)["warnings"][-1]
+
+
+def test_differences_without_spread_are_not_to_be_trusted() -> None:
+    table = {seed: {"a": 0.5, "b": 0.6, "c": 0.6 + seed / 9} for seed in range(6)}
+    judged = compare(table, ("a", "b", "c"), metric="m", min_effect=0.005)
+    (told,) = warnings({**judged, "certificate": None})
+    assert told.startswith("b has the same difference in all 6 blocks")
