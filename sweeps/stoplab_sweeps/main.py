@@ -90,7 +90,9 @@ def _say_how_to_go_on(spec: StudySpec, start: Start, code: Exit) -> None:
     if code is Exit.OK:
         log.info("%s is done  %s", spec.name, start.folder.root)
     elif code is Exit.STOPPED:
-        log.info("stopped; STOPLAB_JOB_ID=%s and the same command go on with it", start.job_id)
+        log.info("stopped; its runs are saved")
+        if Settings().attempt is None:  # else whoever started this attempt knows better
+            log.info("STOPLAB_JOB_ID=%s and the same command go on with it", start.job_id)
     else:
         log.error("%s failed; finished runs are kept in %s", spec.name, start.folder.root)
 
