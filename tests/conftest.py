@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -38,6 +39,9 @@ class HeavyFirst(MetaPathFinder):
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 install_import_hook("stoplab_trainers", "beartype.beartype")
 sys.meta_path.insert(0, HeavyFirst())
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So starts what a script runs in the background, and what it starts would never hear of Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 OUTSIDE = (
