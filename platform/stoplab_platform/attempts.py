@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shutil import copytree
 
 import yaml
 
@@ -14,7 +16,7 @@ from stoplab_platform.fence import own
 from stoplab_platform.handoff import clear_stop, request_stop
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
-from stoplab_platform.ledger import CellState, Ledger
+from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, RunFolder, write_atomic, write_json
 from stoplab_platform.runner.base import Launch, Runner
 from stoplab_platform.settings import Settings
@@ -84,17 +86,35 @@ def attempt_env(settings: Settings, job_id: str, attempt: int) -> dict[str, str]
 
 
 def adopt_cells(source: JobFolder, target: JobFolder) -> None:
-    """Give a study the finished cells of the one it goes on from, so that it does not run them."""
-    kept = (CellState.SUCCEEDED, CellState.PRUNED)
-    finished = [cell for cell in Ledger(source).cells() if cell.state in kept]
+    """Give a study the finished cells of the one it goes on from, so that it does not run them.
+
+    The legs of a population come with their checkpoints, from which the next ones go on.
+    """
+    finished = _finished(Ledger(source).cells())
     Ledger(target).plan([cell.model_copy(update={"adopted": True}) for cell in finished])
     for cell in finished:
-        for file in _kept(source.run(cell.id)):
-            write_atomic(target.run(cell.id).root / file.name, file.read_text())
+        before, after = source.run(cell.id), target.run(cell.id)
+        for file in _kept(before):
+            write_atomic(after.root / file.name, file.read_text())
+        if cell.generation is not None and before.checkpoints.exists():
+            copytree(before.checkpoints, after.checkpoints, copy_function=_link, dirs_exist_ok=True)
+
+
+def _finished(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells that no later start runs: of a population also the failed ones it went past."""
+    newest = max((cell.generation or 0 for cell in cells), default=0)
+    kept = (CellState.SUCCEEDED, CellState.PRUNED)
+    return [c for c in cells if c.state in kept or (c.generation or 0) < newest]
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name: checkpoints are large, and never written to again."""
+    with suppress(FileExistsError):
+        os.link(source, target)
 
 
 def _kept(run: RunFolder) -> Iterator[Path]:
-    """What a report needs of a finished run; its checkpoints stay where they are."""
+    """What a report needs of a finished run."""
     for file in (run.summary, run.predictions, run.scores, run.spool, run.spool_sent):
         if file.exists():
             yield file

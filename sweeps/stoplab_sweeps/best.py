@@ -97,8 +97,8 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return fmean(values) - half, fmean(values) + half
 
 
-def sentence(found: Best) -> str:
-    """The result in words, for a console or a page."""
+def sentence(found: Best, advice: str = "raise replicates") -> str:
+    """The result in words, for a console or a page; ``advice`` where there is one seed a point."""
     best, n = found.best, len(found.best.values)
     if best.ci95 is None:
         spread = "one seed, so no interval"
@@ -108,7 +108,7 @@ def sentence(found: Best) -> str:
     if found.n_points == 1:
         return text
     if found.tied is None:
-        return f"{text}; with one seed a point nothing can be told apart: raise replicates"
+        return f"{text}; with one seed a point nothing can be told apart: {advice}"
     if not found.tied:
         return f"{text}; every other point is worse beyond doubt (95 %)"
     names = ", ".join(label(one.point) for one in found.tied)

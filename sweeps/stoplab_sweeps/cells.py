@@ -133,10 +133,14 @@ def known_points(spec: StudySpec, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def by_point(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """A sweep's cells, point by point in the order of their first ones."""
+    """A sweep's cells, point by point in the order of their first ones; a leg stands alone.
+
+    Two members of a population may come to the same point from different weights.
+    """
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(point_id(cell.point), []).append(cell)
+        alone = cell.generation is not None
+        groups.setdefault(cell.id if alone else point_id(cell.point), []).append(cell)
     return list(groups.values())
 
 

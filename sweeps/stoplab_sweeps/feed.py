@@ -6,11 +6,12 @@ adaptive search the results.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
-from stoplab_platform.ledger import DONE, Cell, Ledger
+from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec
 from stoplab_platform.specs.sweep import LimitsSpec
@@ -22,6 +23,12 @@ Propose = Callable[[Sequence[Cell]], list[Cell]]
 before something that runs has ended."""
 
 LOOK_S = 1.0  # between two looks at the ledger while a limit holds things up
+
+
+def lost(spec: StudySpec) -> str:
+    """Why a cell failed that has no process any more."""
+    most = spec.base.compute.max_failures
+    return f"its process died more often than {most} times (compute.max_failures)"
 
 
 class Say(Enum):
@@ -57,7 +64,7 @@ class Feed:
             return Say.WAIT
         if time.monotonic() < self._look_at:
             return Say.WAIT
-        cells = self._ledger.cells()
+        cells = self._cells()
         left = self._left(cells)
         if left:
             allowed = self._allowed(left, cells, limits)
@@ -69,8 +76,11 @@ class Feed:
         return self._give_new(cells, self._propose)
 
     def ended(self, cell_id: str) -> None:
-        """A cell that was given no longer runs."""
+        """A cell that was given no longer runs; one whose process could not say why has failed."""
         self._running.discard(cell_id)
+        running = self._ledger.get(cell_id).state is CellState.RUNNING
+        if running and not self._folder.stop.exists():
+            self._ledger.update(cell_id, state=CellState.FAILED, error=lost(self._spec))
         self._look_at = float("-inf")
 
     def remaining(self) -> int:
@@ -85,6 +95,14 @@ class Feed:
         """Which limit keeps a new cell from starting, in words."""
         limits = current_limits(self._spec.limits, self._folder)
         return spent(limits, self._spec.base.compute, cells) or full(limits, cells)
+
+    def _cells(self) -> list[Cell]:
+        """The ledger, where a cell that was just given counts as running before it says so."""
+        running = {"state": CellState.RUNNING}
+        return [
+            cell.model_copy(update=running) if cell.id in self._running else cell
+            for cell in self._ledger.cells()
+        ]
 
     def _left(self, cells: Sequence[Cell]) -> list[Cell]:
         return [cell for cell in unfinished(cells) if cell.id not in self._given]
@@ -112,8 +130,11 @@ class Feed:
             self._ledger.plan(fresh)
             if fresh[0].state not in DONE:
                 return self._give(fresh[0])
-            cells = self._ledger.cells()
-        return self._held_up()
+            cells = self._cells()
+        if not self._running:
+            return Say.OVER
+        self._look_at = math.inf  # until something has ended, the answer stays the same
+        return Say.WAIT
 
     def _give(self, cell: Cell) -> Cell:
         self._given.add(cell.id)

@@ -60,9 +60,11 @@ def _swept(
     print(f"\n{sweep_table(spec, cells)}\n", flush=True)
     found = best_of(spec, cells)
     if found is not None:
-        print(f"{sentence(found)}\n", flush=True)
-    if spec.scheduler.kind == "pbt" and found is not None:
-        print(f"{schedule(spec, cells)}\n", flush=True)
+        population = spec.scheduler.kind == "pbt"
+        advice = "train it anew, on fresh seeds" if population else "raise replicates"
+        print(f"{sentence(found, advice)}\n", flush=True)
+        if population:
+            print(f"{schedule(spec, cells)}\n", flush=True)
     metrics = {} if found is None else {f"best/{found.metric}": found.best.mean}
     pictures: list[Path] = []
     if not folder.stop.exists():

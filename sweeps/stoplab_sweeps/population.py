@@ -39,11 +39,11 @@ def next_generation(spec: SweepSpec, cells: Sequence[Cell]) -> list[Cell]:
     alive = _ranked(spec, now)
     if running or not alive or generation >= spec.generations():
         return []
-    behind = {cell.id for cell in now} - {cell.id for cell in alive}
     few = min(math.ceil(len(now) * spec.scheduler.quantile), len(alive) // 2)
     ahead = alive[: max(few, 1)]
-    behind |= {cell.id for cell in alive[len(alive) - few :]} if few else set()
-    return [_leg(spec, cell, ahead, generation, cell.id in behind) for cell in now]
+    dead = len(now) - len(alive)
+    going_on = {cell.id for cell in alive[: len(alive) - max(0, few - dead)]}
+    return [_leg(spec, cell, ahead, generation, cell.id not in going_on) for cell in now]
 
 
 def lineage(cells: Sequence[Cell], last: Cell) -> list[Cell]:

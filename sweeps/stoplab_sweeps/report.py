@@ -112,7 +112,8 @@ def failures(cells: Sequence[Cell]) -> str:
 def _by_point(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     found: dict[str, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(label(cell.point), []).append(cell)
+        leg = "" if cell.generation is None else f"  {cell.id}"
+        found.setdefault(f"{label(cell.point)}{leg}", []).append(cell)
     return found
 
 

@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from stoplab_platform.errors import SpecError
 from stoplab_platform.exits import Exit
@@ -30,7 +30,7 @@ from stoplab_sweeps.cells import (
     plan,
     unfinished,
 )
-from stoplab_sweeps.feed import Feed, Propose
+from stoplab_sweeps.feed import Feed, Propose, lost
 from stoplab_sweeps.outcome import Outcome, sum_up
 from stoplab_sweeps.parent import Parent, parent_identity
 from stoplab_sweeps.watch import Watch
@@ -52,7 +52,8 @@ def run_study(spec: StudySpec, start: Start, *, schedule: Schedule, execute: Exe
     folder, ledger = start.folder, Ledger(start.folder)
     planned = plan(spec)
     _claim(spec, folder)
-    ledger.plan([*planned, *_planned_on_the_way(spec, ledger.cells())])
+    ledger.plan(planned)
+    ledger.plan(_planned_on_the_way(spec, ledger.cells()))
     feed = Feed(spec, folder, _propose(spec))
     identity = parent_identity(spec, start.job_id, start.attempt)
     parent = Parent(spec, folder, identity, start.tracking_uri)
@@ -86,18 +87,13 @@ def _settle(spec: StudySpec, start: Start, ledger: Ledger) -> None:
     deadline = time.monotonic() + DRAIN_S
     for run in start.folder.each_run():
         drain(run, start.tracking_uri, timeout_s=max(0.0, deadline - time.monotonic()))
-    lost = f"its process died more often than {spec.base.compute.max_failures} times"
     for cell in ledger.cells():
         if cell.state is CellState.RUNNING:
-            stopped = start.folder.stop.exists()
-            changes = {"state": CellState.STOPPED} if stopped else _failed(lost)
-            ledger.update(cell.id, **changes)
+            stopped = {"state": CellState.STOPPED}
+            failed = {"state": CellState.FAILED, "error": lost(spec)}
+            ledger.update(cell.id, **(stopped if start.folder.stop.exists() else failed))
         elif cell.mlflow_run_id is None and cell.state is CellState.SUCCEEDED:
             ledger.update(cell.id, mlflow_run_id=sent_run_id(start.folder.run(cell.id)))
-
-
-def _failed(reason: str) -> dict[str, Any]:
-    return {"state": CellState.FAILED, "error": f"{reason} (compute.max_failures)"}
 
 
 def _end(
@@ -113,8 +109,9 @@ def _end(
         return (None if paused else "KILLED"), Exit.STOPPED
     waiting = sum(cell.state is CellState.PENDING for cell in left)
     if waiting or more:
-        number = (expected(spec) or 0) - len(cells) if more else 0
-        log.error("%d runs did not start: %s", waiting + max(number, more), feed.reached(cells))
+        unplanned = max(more, (expected(spec) or 0) - len(cells))
+        reason = feed.reached(cells) or "what they go on from is not there"
+        log.error("%d runs did not start: %s", waiting + unplanned, reason)
     return "FAILED", Exit.FAILED
 
 

@@ -82,7 +82,8 @@ class Watch:
 
     def _total(self, cells: Sequence[Cell]) -> int:
         planned = sum(cell.state is not CellState.INFEASIBLE for cell in cells)
-        return max(planned, expected(self._spec) or 0)
+        never = sum(c.state is CellState.INFEASIBLE and c.generation is not None for c in cells)
+        return max(planned, (expected(self._spec) or 0) - never)
 
     def _best(self, cells: Sequence[Cell]) -> dict[str, Any]:
         if not isinstance(self._spec, SweepSpec):

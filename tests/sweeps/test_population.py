@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stoplab_platform.attempts import adopt_cells
 from stoplab_platform.errors import SpecError, Stopped
 from stoplab_platform.exits import Exit
 from stoplab_platform.extend import extended
@@ -13,6 +15,7 @@ from stoplab_platform.specs import SweepSpec, parse_spec
 from stoplab_platform.specs.sweep import Axis
 from stoplab_sweeps.best import best_of
 from stoplab_sweeps.cells import expected, plan, unfinished
+from stoplab_sweeps.feed import Feed, Say
 from stoplab_sweeps.population import (
     explored,
     interrupted,
@@ -96,6 +99,8 @@ def test_one_that_could_not_run_is_behind_all(state: CellState) -> None:
     first[7] = first[7].model_copy(update={"state": state, "metrics": {}})
     second = next_generation(spec, first)
     assert second[7].parent in {"g0-m5", "g0-m6"}
+    assert second[0].parent not in {None, "g0-m0"}
+    assert second[1].parent == "g0-m1", "the failed one is one of the two that are behind"
     assert state is CellState.INFEASIBLE or first[7] in unfinished(first)
     assert first[7] not in unfinished([*first, *second])
 
@@ -178,6 +183,7 @@ def test_values_are_drawn_anew_as_often_as_the_spec_says() -> None:
         ({"scheduler": {"kind": "pbt", "interval_epochs": 5}}, "scheduler.interval_epochs"),
         ({"space": {"model.width": {"choice": [16, 32]}}}, "space.model.width"),
         ({"space": {"optim.batch_size": {"choice": [16, 32]}}}, "space.optim.batch_size"),
+        ({"space": {"optim.betas.0": {"choice": [0.8, 0.9]}}}, "space.optim.betas.0"),
     ],
 )
 def test_what_a_population_cannot_do_is_said(changes: dict[str, Any], field: str) -> None:
@@ -213,6 +219,66 @@ def test_a_member_that_fails_is_replaced_and_fails_no_study() -> None:
     cell = Ledger(start().folder).get("g1-m2")
     assert cell.parent != "g0-m2"
     assert cell.state is CellState.SUCCEEDED
+
+
+def test_members_at_one_point_are_told_apart() -> None:
+    spec = population()
+    first = ended(plan(spec), RISING)
+    second = ended(next_generation(spec, first), [0.5, 0.9, *[0.6] * 6])
+    second[2] = second[2].model_copy(update={"point": second[1].point})
+    found = best_of(spec, [*first, *second])
+    assert found is not None
+    assert (found.best.mean, found.n_points) == (0.9, 8)
+    table = sweep_table(spec, [*first, *second])
+    assert "g1-m1 0.9000 1" in " ".join(table.split())
+
+
+def test_a_member_that_runs_again_is_waited_for() -> None:
+    spec, folder = population(), start().folder
+    cells = ended(plan(spec), RISING)
+    Ledger(folder).plan([*cells[:7], cells[7].model_copy(update={"state": CellState.FAILED})])
+    feed = Feed(spec, folder, functools.partial(next_generation, spec))
+    again = feed.next()
+    assert isinstance(again, Cell)
+    assert again.id == "g0-m7"
+    assert feed.next() is Say.WAIT
+    Ledger(folder).update("g0-m7", state=CellState.SUCCEEDED, metrics={METRIC: 0.01})
+    feed.ended("g0-m7")
+    fresh = feed.next()
+    assert isinstance(fresh, Cell)
+    assert fresh.id == "g1-m0"
+    assert Ledger(folder).get("g1-m7").parent != "g0-m7"
+
+
+def test_a_member_whose_process_is_lost_has_failed() -> None:
+    spec, folder = population(), start().folder
+    Ledger(folder).plan(ended(plan(spec), RISING))
+    Ledger(folder).update("g0-m7", state=CellState.PENDING)
+    feed = Feed(spec, folder, functools.partial(next_generation, spec))
+    assert isinstance(feed.next(), Cell)
+    Ledger(folder).update("g0-m7", state=CellState.RUNNING)
+    feed.ended("g0-m7")
+    assert "died more often" in str(Ledger(folder).get("g0-m7").error)
+    fresh = feed.next()
+    assert isinstance(fresh, Cell)
+    assert fresh.id == "g1-m0"
+
+
+def test_a_retry_takes_the_population_over_with_its_checkpoints() -> None:
+    spec = population()
+    runs = Runs({"g0-m2": ValueError("nan"), "g1-m5": Stopped("PAUSED", 1)})
+    assert run_study(spec, start("j_old"), schedule=one_by_one, execute=runs) is Exit.STOPPED
+    old, new = start("j_old").folder, start("j_new").folder
+    file = old.run("g0-m0").checkpoints / "step-00000001" / "state.pt"
+    file.parent.mkdir(parents=True)
+    file.write_text("weights")
+    for _ in range(2):  # a crash may have it done twice
+        adopt_cells(old, new)
+    linked = new.run("g0-m0").checkpoints / "step-00000001" / "state.pt"
+    assert linked.read_text() == "weights"
+    again = Runs()
+    assert run_study(spec, start("j_new"), schedule=one_by_one, execute=again) is Exit.OK
+    assert again.done == ["g1-m5", "g1-m6", "g1-m7", *(f"g2-m{m}" for m in range(8))]
 
 
 def test_nothing_joins_a_population_afterwards() -> None:

@@ -48,3 +48,11 @@ def test_a_leg_may_go_on_with_other_settings_and_is_resumed_by_its_own_checkpoin
 def test_a_leg_after_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
         execute(tiny(), folder(tmp_path), identity(), leg=Leg(2, tmp_path / "gone"))
+
+
+def test_a_leg_after_half_a_run_is_refused(tmp_path: Path) -> None:
+    first = folder(tmp_path, "first")
+    execute(tiny(checkpoint__every_steps=10), first, identity(), leg=Leg(1))
+    (first.checkpoints / "step-00000019" / "state.pt").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="is not the end"):
+        execute(tiny(), folder(tmp_path), identity(), leg=Leg(2, first.root))

@@ -221,6 +221,9 @@ def _start(run: Run, folder: RunFolder, owner: Mapping[str, str], leg: Leg | Non
         if given is None:
             raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
         run.load(*checkpoint.load(given, identity=None))
+        before = summary_of(RunFolder(leg.after))
+        if before is None or before.steps != run.step:
+            raise CheckpointError(f"{given} is not the end of the run that {leg.after} holds")
         log.info("goes on from %s at step %d", leg.after.name, run.step)
     elif run.spec.model.init_from:
         _, state = checkpoint.load(Path(run.spec.model.init_from), identity=None)

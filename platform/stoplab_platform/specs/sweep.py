@@ -213,7 +213,8 @@ class SweepSpec(Spec):
                 (("base", "optim", "epochs"),),
             )
         for path in self.space:
-            if path in FIXED or not path.startswith(CHANGEABLE):
+            fixed = any(f"{path}.".startswith(f"{field}.") for field in FIXED)
+            if fixed or not path.startswith(CHANGEABLE):
                 yield Problem(
                     ("space", path),
                     "cannot change while a run goes on, as 'pbt' needs; it can where it starts "
