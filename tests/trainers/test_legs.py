@@ -56,3 +56,14 @@ def test_a_leg_after_half_a_run_is_refused(tmp_path: Path) -> None:
     (first.checkpoints / "step-00000019" / "state.pt").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="is not the end"):
         execute(tiny(), folder(tmp_path), identity(), leg=Leg(2, first.root))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_legs_of_two_workers_are_one_run(tmp_path: Path) -> None:
+    spec = tiny(compute__workers=2, compute__cpus_per_worker=0.5, evals=[])
+    whole = execute(spec, folder(tmp_path, "whole"), identity())
+    first = folder(tmp_path, "first")
+    execute(spec, first, identity(), leg=Leg(1))
+    rest = execute(spec, folder(tmp_path, "second"), identity(), leg=Leg(2, first.root))
+    assert (rest.steps, rest.weights_sha256) == (whole.steps, whole.weights_sha256)
