@@ -183,6 +183,8 @@ SURFACE: dict[str, Any] = {
         "std": [[0.0, 0.004, 0.006], [0.0, 0.004, 0.006]],
     },
     "beyond_doubt": [[False, True, False], [False, True, False]],
+    "beyond_doubt_reason": None,
+    "baseline": "ijepa",
     "next_points": [
         {
             "noise_std": 0.3,

@@ -38,9 +38,12 @@ class Attempts:
         clear_stop(folder, job.attempt)
         text = yaml.safe_dump(dict(job.spec), sort_keys=False, allow_unicode=True)
         write_atomic(folder.spec, text)
-        source = job.retry_of or job.extends
-        if source is not None and job.attempt == 1:
-            adopt_cells(self._settings.folders.job(source), folder)
+        sources = [source for source in (job.retry_of, job.extends) if source is not None]
+        if sources:
+            write_json(folder.origin, {"retry_of": job.retry_of, "extends": job.extends})
+        if job.attempt == 1:
+            for source in sources:  # what a retry has, and what it was to extend itself
+                adopt_cells(self._settings.folders.job(source), folder)
         write_json(folder.limits, dict(job.limits))
         own(folder, job.attempt)
         self._runner.start(self._launch(job))

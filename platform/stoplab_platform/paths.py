@@ -128,6 +128,11 @@ class JobFolder:
         return self.root / "limits.json"
 
     @property
+    def origin(self) -> Path:
+        """The job that this one goes on from: retry_of, extends."""
+        return self.root / "origin.json"
+
+    @property
     def tracked(self) -> Path:
         """A study's parent run in the tracker: run_id, experiment_id."""
         return self.root / "tracked.json"

@@ -114,17 +114,18 @@ class Jobs:
         return self._change(principal, job_id, self._resumed)
 
     def retry(self, principal: Principal, job_id: str, *, key: str | None = None) -> Submitted:
-        """A new job with a finished one's spec; cells that SUCCEEDED are adopted, not run again."""
+        """A new job with a finished one's spec and limits; cells that SUCCEEDED are adopted."""
         job = self._own(principal, job_id)
         if job.state not in TERMINAL:
             raise _refused(job, "retry")
         return self.submit(
             principal,
-            parse_spec(job.spec),
+            limited(parse_spec(job.spec), job.limits),
             labels=job.labels,
             priority=job.priority,
             key=key,
             retry_of=job.id,
+            extends=job.extends,
         )
 
     def extend(
@@ -181,7 +182,10 @@ class Jobs:
         return changed
 
     def delete(self, principal: Principal, job_id: str) -> None:
-        """Hide a finished job and remove its folder; MLflow keeps its runs."""
+        """Hide a finished job and remove its folder; MLflow keeps its runs.
+
+        IllegalMove while a retry or an extension has not yet taken its runs over.
+        """
         job = self._own(principal, job_id)
         self._store.hide(job, actor=principal.owner)
         rmtree(self._settings.folders.job(job.id).root, ignore_errors=True)

@@ -19,21 +19,23 @@ SHORT = 12  # characters of a hash that people see
 def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[str, Any]:
     """Check every block (seed to the cells of its arms); JSON types.
 
-    `passed` is false, with `reasons`, where a stream differs that no arm's override touches, or
-    where a run left no hashes. A stream that an override does change (masks by `masking`, order by
-    `data.shuffle` or `optim.batch_size`, weights by `model`) is what that comparison is about, or
-    comes along with it: it is labelled `seed-paired` and warned of, not refused, for the blocks
-    stay independent and the interval over them valid. It only is as wide as pairs of seeds make it.
+    `passed` is false, with `reasons`, where a stream differs between arms whose specs decide it
+    alike, or where a run left no hashes. A stream that an override does change (masks by
+    `masking`, order by `data.shuffle` or `optim.batch_size`, weights by `model`) is what that
+    comparison is about, or comes along with it: it is labelled `seed-paired` and warned of, not
+    refused, for the blocks stay independent and the interval over them valid. It only is as wide
+    as pairs of seeds make it.
     """
-    differ = _by_design(spec)
+    decided = {arm: _decided_by(spec.arm(arm, spec.seeds[0])) for arm in spec.arms}
     streams = dict.fromkeys(REQUIRED, EQUAL)
     reasons: list[str] = []
     for seed, cells in blocks.items():
         for stream in sorted({*REQUIRED, *(key for cell in cells for key in cell.certificate)}):
             found = {str(cell.arm): cell.certificate.get(stream) for cell in cells}
-            state = _state(stream, found, stream in differ)
-            if state == BROKEN:
-                reasons.append(_reason(seed, stream, found))
+            alike = _alike(stream, found, decided)
+            broken = [one for one in alike if _is_broken(one)]
+            reasons += [_reason(seed, stream, one) for one in broken]
+            state = BROKEN if broken else SEED_ONLY if len(alike) > 1 else EQUAL
             streams[stream] = max(streams.get(stream, EQUAL), state, key=_SEVERITY.index)
     return {
         "passed": bool(blocks) and not reasons,
@@ -64,12 +66,6 @@ REQUIRED = ("init", "samples", "masks")
 _SEVERITY = (EQUAL, SEED_ONLY, BROKEN)
 
 
-def _by_design(spec: ComparisonSpec) -> set[str]:
-    """Streams that some arm's overrides change."""
-    runs = [_decided_by(spec.arm(name, spec.seeds[0])) for name in spec.arms]
-    return {stream for stream in runs[0] if any(run[stream] != runs[0][stream] for run in runs)}
-
-
 def _decided_by(run: RunSpec) -> dict[str, Any]:
     """What of a spec, besides the seed, decides each stream."""
     data, optim, compute = run.data, run.optim, run.compute
@@ -88,12 +84,22 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _state(stream: str, found: Mapping[str, str | None], by_design: bool) -> str:
-    if None in found.values():
-        return BROKEN
-    if by_design:
-        return SEED_ONLY
-    return EQUAL if len(set(found.values())) == 1 else BROKEN
+def _alike(
+    stream: str, found: Mapping[str, str | None], decided: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, str | None]]:
+    """The hashes of a block's arms, in groups whose specs decide the stream alike."""
+    groups: list[tuple[Any, dict[str, str | None]]] = []
+    for arm, value in found.items():
+        by = decided[arm].get(stream)
+        group = next((one for key, one in groups if key == by), None)
+        if group is None:
+            groups.append((by, group := {}))
+        group[arm] = value
+    return [group for _, group in groups]
+
+
+def _is_broken(group: Mapping[str, str | None]) -> bool:
+    return None in group.values() or len(set(group.values())) > 1
 
 
 def _reason(seed: int, stream: str, found: Mapping[str, str | None]) -> str:
@@ -101,4 +107,6 @@ def _reason(seed: int, stream: str, found: Mapping[str, str | None]) -> str:
     if missing:
         return f"seed {seed}: {', '.join(missing)} left no record of its {stream}"
     values = ", ".join(f"{arm} {str(value)[:SHORT]}" for arm, value in found.items())
-    return f"seed {seed}: the arms differ in {stream}, which no override touches ({values})"
+    return (
+        f"seed {seed}: the arms differ in {stream}, which their overrides do not touch ({values})"
+    )

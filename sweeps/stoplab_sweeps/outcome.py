@@ -16,6 +16,7 @@ from stoplab_sweeps.cells import StudySpec
 from stoplab_sweeps.compare import result
 from stoplab_sweeps.per_image import read_right
 from stoplab_sweeps.population import schedule
+from stoplab_sweeps.provenance import notes
 from stoplab_sweeps.report import (
     comparison_markdown,
     comparison_table,
@@ -77,7 +78,8 @@ def _swept(
 def _compared(
     spec: ComparisonSpec, folder: JobFolder, cells: Sequence[Cell], tables: Sequence[Path]
 ) -> Outcome:
-    judged = result(spec, cells, told=read_right(folder, cells, spec.primary.metric))
+    told = read_right(folder, cells, spec.primary.metric)
+    judged = result(spec, cells, told=told, notes=notes(spec, folder, cells))
     write_json(folder.comparison, judged)
     write_atomic(folder.comparison_page, comparison_markdown(spec, judged))
     print(f"\n{comparison_table(judged)}\n", flush=True)

@@ -55,12 +55,15 @@ def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
     """The comparison as a page."""
     head, rows = comparison_rows(judged)
     certificate = judged["certificate"]
+    arm = f"{judged['other']}: " if len(judged["comparisons"]) > 1 else ""
     facts = [
-        f"- paired-t 95 % interval {_interval(judged['ci95'])}, unpaired it would be "
+        f"- {arm}paired-t 95 % interval {_interval(judged['ci95'])}, unpaired it would be "
         f"{_interval(judged['ci95_unpaired'])}",
-        f"- p: paired t {_number(judged['p_t'])}, sign flips {_number(judged['p_sign_flip'])}, "
+        f"- {arm}p: paired t {_number(judged['p_t'])}, "
+        f"sign flips {_number(judged['p_sign_flip'])}, "
         f"Wilcoxon {_number(judged['p_wilcoxon'])}; equivalence (TOST) {_number(judged['tost_p'])}",
-        f"- d_z {_number(judged['d_z'])}, ahead in {_number(judged['prob_superior'])} of blocks",
+        f"- {arm}d_z {_number(judged['d_z'])}, "
+        f"ahead in {_number(judged['prob_superior'])} of blocks",
         f"- pairing: {certificate['pairing']}, "
         + ("proved" if certificate["passed"] else "broken"),
         f"- baseline: {judged['baseline'] or 'none of the named ones'}",
@@ -77,6 +80,10 @@ def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
                 _markdown(head, rows),
                 "",
                 *facts,
+                "",
+                f"## Against {judged['reference']}",
+                "",
+                _markdown(words.PRIMARY, words.primary_rows(judged)),
                 *_more(judged),
             ]
         )

@@ -52,6 +52,7 @@ def surface_html(name: str, found: Mapping[str, Any]) -> str:
         name=name,
         found=found,
         sentence=surface_sentence(found),
+        against=_against(found),
         plots=_drawn(plots),
         next=_next_rows(found),
         points=[
@@ -70,13 +71,22 @@ def surface_sentence(found: Mapping[str, Any]) -> str:
         f"Best measured: {found['metric']} {best['mean']:.4f} at noise scale "
         f"{best['noise_std']:g} and masked fraction {best['ratio']:.3f}."
     )
+    against = _against(found)
     if found["beyond_doubt"] is None:
-        return f"{text} Without deterministic runs there is nothing to hold it against."
+        why = found["beyond_doubt_reason"] or "it holds no runs without noise"
+        return f"{text} Whether noise improves on {against} cannot be told: {why}."
     cells = [sure for row in found["beyond_doubt"] for sure in row]
     if not any(cells):
-        return f"{text} Nowhere is an improvement over deterministic positions beyond doubt."
+        return f"{text} Nowhere is an improvement over {against} beyond doubt."
     part = f"{100 * sum(cells) / len(cells):.0f} %"
-    return f"{text} An improvement over deterministic positions is beyond doubt on {part} of it."
+    return (
+        f"{text} An improvement over {against} is beyond doubt on {part} of it, each place judged "
+        "alone (95 %)."
+    )
+
+
+def _against(found: Mapping[str, Any]) -> str:
+    return words.BASELINES.get(found.get("baseline"), "positions without noise")
 
 
 def _next_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -14,13 +14,14 @@ SPECIAL = {
 
 def comparison_tex(name: str, judged: Mapping[str, Any]) -> str:
     """A table: a row an arm with n, mean and spread, difference, interval and p (Holm)."""
-    level = f"{100 * (1 - judged['alpha']):g}"
+    here = (judged.get("sequential") or {}).get("alpha_here")
+    level = f"{100 * (1 - (here or judged['alpha'])):.4g}"
     rows = [_row(arm, row, judged["comparisons"].get(arm)) for arm, row in judged["arms"].items()]
     caption = (
         f"{escaped(name)}: {escaped(judged['metric'])}, {judged['n_blocks']} paired blocks. "
         f"{escaped(judged['sentence'])}. Mean and standard deviation over seeds; "
         f"$\\Delta$ against {escaped(judged['reference'])}; intervals and $p$ from the paired "
-        f"$t$-test ($p$ adjusted by Holm), verdict at the {level}\\,\\% level with smallest "
+        f"$t$-test ($p$ adjusted by Holm), verdict by the {level}\\,\\% interval and the smallest "
         f"relevant difference {judged['min_effect']:g}."
     )
     return "\n".join([

@@ -20,7 +20,7 @@ DPI = 120
 
 
 def surface_png(name: str, found: Mapping[str, Any], path: Path) -> None:
-    """Writes the metric, and beside it the difference to deterministic positions if known."""
+    """Writes the metric, and beside it the difference to noise 0 if known."""
     assert found["mean"] is not None, "the caller has looked"
     panels = 1 if found["delta"] is None else 2
     figure = Figure(figsize=(6.8 * panels, 5.6), layout="constrained")
@@ -28,7 +28,7 @@ def surface_png(name: str, found: Mapping[str, Any], path: Path) -> None:
     left, *right = figure.subplots(1, panels, squeeze=False)[0]
     figure.suptitle(f"{name}: {found['metric']}", fontsize=14)
     flat = [key for key in ("noise_std", "ratio") if len(found["axes"][key]) == 1]
-    title = "Difference to deterministic positions"
+    title = "Difference to noise 0"
     if flat:
         along = "ratio" if flat == ["noise_std"] else "noise_std"
         _curve(left, found, found, found["points"], along)
@@ -69,6 +69,15 @@ def _difference(axes: Axes, figure: Figure, found: Mapping[str, Any]) -> None:
     levels = np.linspace(-bound, bound, 21)
     heights = _grid(axes, found, mean, cmap="RdBu", levels=levels)
     figure.colorbar(heights, ax=axes, label=f"difference in {found['metric']}")
+    if found["beyond_doubt"] is None:
+        axes.plot([], [], color="none", label="one run a place: nothing is beyond doubt")
+    else:
+        _sure(axes, found)
+    _dots(axes, found["delta_points"])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+
+
+def _sure(axes: Axes, found: Mapping[str, Any]) -> None:
     sure = np.array(found["beyond_doubt"], dtype=float)
     if 0 < sure.mean() < 1:
         axes.contour(found["axes"]["noise_std"], found["axes"]["ratio"], sure, [0.5],
@@ -76,8 +85,6 @@ def _difference(axes: Axes, figure: Figure, found: Mapping[str, Any]) -> None:
     said = {0.0: "nowhere beyond doubt", 1.0: "beyond doubt everywhere"}
     axes.plot([], [], color=SURE_LINE, linewidth=4,
               label=said.get(float(sure.mean()), "improvement beyond doubt (95 %)"))  # fmt: skip
-    _dots(axes, found["delta_points"])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
 
 
 def _grid(axes: Axes, found: Mapping[str, Any], values: Any, **style: Any) -> Any:

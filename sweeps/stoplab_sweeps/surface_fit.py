@@ -25,6 +25,7 @@ HEIGHT_SPREAD = 1.0  # of the kernel's variance, about that of the values
 NOISE, NOISE_SPREAD = 0.05, 1.0  # share of the values' variance that is no surface
 JITTER = 1e-8
 FLAT = 1e-12  # values closer than this are all the same
+DIGITS = 6  # of numbers that are written down
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ def expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:
     gain, spread = mean - best, np.maximum(std, FLAT)
     found: Floats = gain * stats.norm.cdf(gain / spread) + spread * stats.norm.pdf(gain / spread)
     return np.maximum(found, 0.0)
+
+
+def plain(values: Floats) -> Any:
+    """An array as lists, for JSON."""
+    return np.round(values, DIGITS).tolist()
 
 
 def _kernel(axes: int, *, noisy: bool) -> tuple[Any, Floats]:

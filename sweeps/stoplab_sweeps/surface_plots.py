@@ -29,11 +29,12 @@ def surface_plots(found: Mapping[str, Any]) -> dict[str, Figure]:
     }  # fmt: skip
     plots[metric]["data"] += [_ridge(found), _next(found)]
     if delta is not None:
-        title = "Difference to deterministic positions at the same masked fraction"
+        title = "Difference to noise 0 at the same masked fraction"
         bound = max((abs(v) for row in delta["mean"] for v in row), default=0.0) or 1.0
         picture = _map(found, delta["mean"], "Δ", DIVERGING, points=found["delta_points"])
         picture["data"][0] |= {"zmin": -bound, "zmax": bound}
-        picture["data"].append(_doubtless(found))
+        if found["beyond_doubt"] is not None:
+            picture["data"].append(_doubtless(found))
         plots[title] = picture
     return plots
 
@@ -125,7 +126,7 @@ def _curves(found: Mapping[str, Any]) -> dict[str, Figure]:
     metric, label = found["metric"], NOISE if along == "noise_std" else RATIO
     plots = {metric: _curve(found, found, found["points"], along, (label, metric))}
     if found["delta"] is not None:
-        title = "Difference to deterministic positions at the same masked fraction"
+        title = "Difference to noise 0 at the same masked fraction"
         said = (label, f"difference in {metric}")
         plots[title] = _curve(found, found["delta"], found["delta_points"], along, said)
     return plots

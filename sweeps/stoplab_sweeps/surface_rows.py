@@ -11,12 +11,22 @@ from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.masks import effective_ratio
 from stoplab_platform.specs import RunSpec, SweepSpec
 from stoplab_platform.specs.run import ComputeSpec
+from stoplab_platform.specs.sweep import MASKING_RATIO
+from stoplab_sweeps.certificate import baseline
 from stoplab_sweeps.importance import importance
 from stoplab_sweeps.space import run_at
-from stoplab_sweeps.surface import Row, surface
+from stoplab_sweeps.surface import surface
+from stoplab_sweeps.surface_points import Row
 
-ON_SURFACE = ("positions", "masking", "masking_ratio", "seed")
-"""Axes that the surface itself shows: these fields and all below the first two."""
+ON_SURFACE = ("positions.kind", "positions.noise_std", MASKING_RATIO, "seed")
+"""Axes that the surface itself shows."""
+MOVES_RATIO = (
+    "masking.ratio", "masking.target.scale", "masking.target.count",
+    "masking.context.scale", "masking.context.count",
+)  # fmt: skip
+"""Fields that it shows as the masked fraction they lead to, where `masking_ratio` is no axis."""
+BASELINES = ("ijepa", "stop_sigma0", "official_off")
+"""What can stand at noise 0, the first choice first."""
 
 
 def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -24,7 +34,7 @@ def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
 
     Where other fields vary too, it is the slice at their best setting (`slice`). Runs that were
     pruned trained for less than the rest, and are left out (`left_out`). A population has no
-    surface: its runs changed their points on the way.
+    surface: its runs changed their points on the way. `baseline` names what stands at noise 0.
     """
     metric, mode = spec.objective.metric, spec.objective.mode
     changed = spec.scheduler.kind == "pbt"
@@ -35,14 +45,17 @@ def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
     )
     setting, chosen = _best_slice(done, metric, mode)
     fractions: dict[str, float] = {}
-    rows = [_row(spec, cell, metric, fractions) for cell in chosen]
+    runs = [run_at(spec, cell.point, seed=cell.seed, name=spec.name) for cell in chosen]
+    rows = [_row(r, cell, metric, fractions) for r, cell in zip(runs, chosen, strict=True)]
+    still, rows = _one_baseline(rows, [baseline(run) for run in runs])
     unit = "GPU-hours" if spec.base.compute.gpus_per_worker else "CPU-hours"
     found = surface(rows, metric=metric, mode=mode, hours_unit=unit)
     if changed:
         found["reason"] = "the runs of a population change their points on the way"
     return found | {
         "slice": setting,
-        "left_out": len(cells) - len(chosen),
+        "baseline": still,
+        "left_out": len(cells) - len({(row.noise_std, row.ratio, row.seed) for row in rows}),
         "importance": importance([(cell.point, cell.metrics[metric]) for cell in done]),
     }
 
@@ -56,8 +69,7 @@ def hours_of(cell: Cell, compute: ComputeSpec) -> float | None:
     return seconds / 3600 * float(each) * compute.workers
 
 
-def _row(spec: SweepSpec, cell: Cell, metric: str, fractions: dict[str, float]) -> Row:
-    run = run_at(spec, cell.point, seed=cell.seed, name=spec.name)
+def _row(run: RunSpec, cell: Cell, metric: str, fractions: dict[str, float]) -> Row:
     key = run.masking.model_dump_json()
     if key not in fractions:  # simulated, so it takes a moment
         fractions[key] = effective_ratio(run.masking, run.grid)
@@ -67,6 +79,13 @@ def _row(spec: SweepSpec, cell: Cell, metric: str, fractions: dict[str, float]) 
 
 def _noise(run: RunSpec) -> float:
     return 0.0 if run.positions.kind == "deterministic" else float(run.positions.noise_std)
+
+
+def _one_baseline(rows: Sequence[Row], names: Sequence[str | None]) -> tuple[str | None, list[Row]]:
+    """Which baseline stands at noise 0; the rows without those of any other."""
+    found = next((name for name in BASELINES if name in names), None)
+    pairs = zip(rows, names, strict=True)
+    return found, [row for row, name in pairs if name in (None, found)]
 
 
 def _best_slice(
@@ -84,7 +103,13 @@ def _best_slice(
 
 
 def _beside(cell: Cell) -> dict[str, Any]:
-    return {path: v for path, v in cell.point.items() if path.partition(".")[0] not in ON_SURFACE}
+    """The point without what the surface shows."""
+    shown = ON_SURFACE if MASKING_RATIO in cell.point else (*ON_SURFACE, *MOVES_RATIO)
+    beside = {path: value for path, value in cell.point.items() if path not in shown}
+    if isinstance(whole := beside.pop("positions", None), dict):
+        rest = {f"positions.{key}": value for key, value in whole.items()}
+        beside |= {path: value for path, value in rest.items() if path not in shown}
+    return beside
 
 
 def _means(cells: Sequence[Cell], metric: str) -> list[float]:

@@ -12,23 +12,31 @@ SAME = 1e-12  # differences closer than this are equal but for rounding
 
 
 def sentence(judged: Judged) -> str:
-    """The verdict in plain words, without its full stop."""
+    """The verdict in plain words, without its full stop; one after the other for several arms."""
+    arms = judged["comparisons"].items()
+    return ". ".join(_of_arm({**judged, **one, "other": arm}) for arm, one in arms)
+
+
+def _of_arm(judged: Judged) -> str:
     verdict, other, reference = judged["verdict"], judged["other"], judged["reference"]
     if verdict == "refused":
         return f"no verdict, the pairing is broken: {judged['certificate']['reasons'][0]}"
     if judged["ci95"] is None:
-        return f"inconclusive: {judged['n_blocks']} complete block(s), two or more are needed"
+        which = f"{other}, " if len(judged["comparisons"]) > 1 else ""
+        few = f"{judged['n_blocks']} complete block(s), two or more are needed"
+        return f"inconclusive: {which}{few}"
     seen = _seen(judged)
     if verdict in ("better", "worse"):
         return f"{other} is {verdict} than {reference}: {seen}"
     if verdict == "equivalent":
         return f"{other} and {reference} are equivalent within {judged['min_effect']:g}: {seen}"
-    return f"inconclusive: {seen}; {_advice(judged)}"
+    which = f"{other} against {reference}, " if len(judged["comparisons"]) > 1 else ""
+    return f"inconclusive: {which}{seen}; {_advice(judged)}"
 
 
 def warnings(judged: Judged) -> list[str]:
     """What this design cannot show, and what a reader should know; a sentence each."""
-    kinds = (_too_few, _no_spread, _half_blocks, _unlike, _no_baseline)
+    kinds = (_too_few, _no_spread, _several, _looked, _half_blocks, _unlike, _no_baseline)
     return [line for kind in kinds for line in kind(judged)]
 
 
@@ -52,7 +60,8 @@ def _advice(judged: Judged) -> str:
     if more is None:
         return "no number of seeds can be named"
     if more == 0:
-        return "these seeds had 80 % power for a difference of this size"
+        effect = max(abs(judged["delta"]), judged["min_effect"])
+        return f"these seeds had 80 % power for a difference of {effect:.4g}"
     return f"about {more} more seed{'s' if more > 1 else ''} for 80 % power"
 
 
@@ -78,6 +87,25 @@ def _no_spread(judged: Judged) -> Iterator[str]:
                 f"{arm} has the same difference in all {len(known)} blocks: that tells nothing of "
                 "its spread, so neither the interval nor the verdict can be trusted"
             )
+
+
+def _several(judged: Judged) -> Iterator[str]:
+    arms = len(judged["comparisons"])
+    if arms > 1:
+        yield (
+            f"{arms} arms are held against {judged['reference']}, and each verdict is of its arm "
+            f"alone: one of them errs more often than {judged['alpha']:g}; p_holm is adjusted for "
+            "all"
+        )
+
+
+def _looked(judged: Judged) -> Iterator[str]:
+    look = judged["sequential"]
+    if look and (look["look"] or 0) != 1:
+        yield (
+            "the looks before this one are counted in the verdict and its interval, not in the p "
+            "values nor in the 95 % intervals"
+        )
 
 
 def _half_blocks(judged: Judged) -> Iterator[str]:

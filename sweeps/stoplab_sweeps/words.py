@@ -8,6 +8,14 @@ from typing import Any, NamedTuple
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, which the colour-blind can tell apart; the first: the reference."""
 
+BASELINES: Mapping[str | None, str] = {
+    "ijepa": "deterministic positions",
+    "stop_sigma0": "StoP without noise (stop_sigma0)",
+    "official_off": "positions without a mask token (official_off, which is not I-JEPA)",
+}
+"""What a surface's noise 0 stands for."""
+
+PRIMARY = ("arm", "difference", "95 % interval", "p", "p, Holm", "d_z", "verdict")
 SECONDARY = ("metric", "arm", "difference", "95 % interval", "p", "p, Holm", "d_z")
 IMAGES = ("arm", "seed", "only the reference right", "only the arm right", "images", "p, McNemar")
 
@@ -23,7 +31,8 @@ class Fact(NamedTuple):
 def facts(one: Mapping[str, Any], judged: Mapping[str, Any], arm: str) -> list[Fact]:
     """Everything that is known of one arm against the reference."""
     reference, smallest = judged["reference"], judged["min_effect"]
-    level = f"{100 * (1 - judged['alpha']):g} %"
+    here = (one.get("sequential") or {}).get("alpha_here")
+    level = f"{100 * (1 - (here or judged['alpha'])):.4g} %"
     found = [
         Fact("verdict", one["verdict"], "Follows from the deciding interval and the smallest "
              f"difference that matters ({smallest:g}), both fixed before the runs."),
@@ -57,6 +66,15 @@ def facts(one: Mapping[str, Any], judged: Mapping[str, Any], arm: str) -> list[F
              "Blocks to add until a difference of this size is found four times in five."),
     ]  # fmt: skip
     return found
+
+
+def primary_rows(judged: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The metric that decides: arm, difference, interval, p, p after Holm, d_z, verdict."""
+    return [
+        (arm, signed(one["delta"]), interval(one["ci95"]), p(one["p_t"]), p(one["p_holm"]),
+         number(one["d_z"], 2), one["verdict"])
+        for arm, one in judged["comparisons"].items()
+    ]  # fmt: skip
 
 
 def secondary_rows(judged: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from support_store import (
     VIEWER,
     compare_spec,
     lab_settings,
+    new_job,
     open_store,
     run_spec,
 )
@@ -235,6 +237,30 @@ class TestRetryAndEdit:
         assert not folder.root.exists()
         with pytest.raises(NotFound):
             jobs.get(ANA, job.id)
+
+    def test_delete_waits_for_who_takes_the_runs_over(self, jobs: Jobs, store: JobStore) -> None:
+        first = jobs.submit(ANA, compare_spec(seeds=(0, 1))).job
+        finished(store, first)
+        more = jobs.extend(ANA, first.id, {"seeds": [2]}).job
+        with pytest.raises(IllegalMove, match=more.id):
+            jobs.delete(ANA, first.id)
+        assert jobs.get(ANA, first.id).id == first.id
+        running(store, more)
+        jobs.delete(ANA, first.id)
+
+    def test_what_was_deleted_has_no_heirs(self, jobs: Jobs, store: JobStore, job: Job) -> None:
+        finished(store, job)
+        new = replace(new_job(), retry_of=job.id)
+        jobs.delete(ANA, job.id)
+        with pytest.raises(NotFound):
+            store.submit(new)
+
+    def test_a_retry_has_the_limits_as_they_were_changed(self, jobs: Jobs, store: JobStore) -> None:
+        job = running(store, jobs.submit(ANA, compare_spec(seeds=(0, 1))).job)
+        edited = jobs.edit(ANA, job.id, job.version, limits={"max_concurrent": 1})
+        store.move(edited, State.FAILED, actor="x")
+        again = jobs.retry(ANA, job.id).job
+        assert again.spec["limits"]["max_concurrent"] == 1
 
 
 class TestView:

@@ -48,7 +48,8 @@ def job(store: JobStore) -> Job:
 
 class TestSubmit:
     def test_is_read_back_whole(self, store: JobStore) -> None:
-        new = new_job(labels={"b": "2", "a": "1"}, priority=3, retry_of="j_0")
+        first = store.submit(new_job()).job
+        new = new_job(labels={"b": "2", "a": "1"}, priority=3, retry_of=first.id)
         job = store.submit(new).job
         assert job == store.get(job.id)
         for name in ("id", "kind", "name", "project", "owner", "priority", "retry_of"):

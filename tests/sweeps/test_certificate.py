@@ -54,6 +54,21 @@ def test_arms_that_change_the_masks_share_their_seed_only() -> None:
     assert not certify(spec, {0: cells})["passed"]
 
 
+def test_a_third_arm_excuses_no_broken_pair() -> None:
+    spec = comparison(arms={"a": {}, "b": {}, "more": {"masking.target.count": 4}})
+    cells = [
+        finished(arm, 0, 0.5, certificate={**certificate(0), "masks": masks})
+        for arm, masks in (("a", "one"), ("b", "two"), ("more", "three"))
+    ]
+    found = certify(spec, {0: cells})
+    assert not found["passed"]
+    assert "a one, b two" in found["reasons"][0]
+    cells[1] = finished("b", 0, 0.5, certificate={**certificate(0), "masks": "one"})
+    found = certify(spec, {0: cells})
+    assert found["passed"]
+    assert found["streams"]["masks"] == "seed-paired"
+
+
 @pytest.mark.parametrize(
     ("override", "streams"),
     [

@@ -11,8 +11,9 @@ import pytest
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.masks import effective_ratio, with_ratio
 from stoplab_sweeps.importance import importance
-from stoplab_sweeps.surface import Row, surface
+from stoplab_sweeps.surface import surface
 from stoplab_sweeps.surface_fit import Fit, expected_improvement
+from stoplab_sweeps.surface_points import Row
 from stoplab_sweeps.surface_rows import surface_of
 from support_studies import sweep
 
@@ -118,6 +119,24 @@ class TestDelta:
         told = found(measured(lambda n, r: 0.5 + 0.3 * r, error=0.01, seeds=3))
         assert np.mean(told["beyond_doubt"]) < 0.05
 
+    def test_single_runs_leave_nothing_beyond_doubt(self) -> None:
+        told = found(measured(lambda n, r: 0.5 + 0.3 * r, error=0.01, seeds=1))
+        assert told["delta"] is not None
+        assert told["beyond_doubt"] is None
+        assert "replicates" in told["beyond_doubt_reason"]
+
+    def test_no_gain_seldom_has_a_place_beyond_doubt(self) -> None:
+        """Each place errs alone in 2.5 % of surfaces, some place of a surface more often."""
+        draws, wrong = np.random.default_rng(7), []
+        for _ in range(60):
+            rows = [
+                Row(n, r, s, 0.5 + 0.3 * r + 0.01 * draws.standard_normal())
+                for n, r, s in itertools.product(NOISES, (0.5, 0.65, 0.8), range(3))
+            ]
+            wrong.append(np.array(found(rows)["beyond_doubt"]))
+        assert np.mean(wrong) < 0.05
+        assert np.mean([one.any() for one in wrong]) < 0.25
+
     def test_a_loss_is_no_improvement(self) -> None:
         told = found(measured(lambda n, r: 0.5 - n))
         assert not np.any(told["beyond_doubt"])
@@ -191,7 +210,7 @@ class TestImportance:
 class TestOfASweep:
     def cell(self, noise: float, ratio: float, seed: int, **more: Any) -> Cell:
         began = datetime(2026, 1, 1, tzinfo=UTC)
-        point = {NOISE: noise, RATIO: ratio, **more.pop("beside", {})}
+        point = more.pop("point", {NOISE: noise, RATIO: ratio, **more.pop("beside", {})})
         fields = {
             "id": f"{noise}-{ratio}-{seed}-{more}", "index": 0, "point": point, "seed": seed,
             "state": CellState.SUCCEEDED, "metrics": {"val/knn_top1": height(noise, ratio)},
@@ -229,3 +248,46 @@ class TestOfASweep:
         assert told["slice"] == {"optim.lr": 1e-3}
         assert len(told["points"]) == 3
         assert told["left_out"] == 3
+
+    def test_another_covariance_is_another_setting(self) -> None:
+        cells = [
+            self.cell(n, 0.6, 0, beside={"positions.covariance": kind},
+                      metrics={"val/knn_top1": height(n, 0.6) - (kind == "identity")})
+            for n in (0.0, 0.1, 0.3) for kind in ("identity", "learned")
+        ]  # fmt: skip
+        told = surface_of(sweep(), cells)
+        assert told["slice"] == {"positions.covariance": "learned"}
+        assert min(point["mean"] for point in told["points"]) > 0
+        assert told["left_out"] == 3
+
+    def test_the_count_of_blocks_is_another_setting_where_the_ratio_is_an_axis(self) -> None:
+        cells = [
+            self.cell(n, 0.6, 0, beside={"masking.target.count": count})
+            for n in (0.0, 0.1, 0.3) for count in (2, 3)
+        ]  # fmt: skip
+        told = surface_of(sweep(), cells)
+        assert set(told["slice"]) == {"masking.target.count"}
+        assert told["left_out"] == 3
+
+    def test_whole_positions_are_split_into_scale_and_the_rest(self) -> None:
+        still = {"kind": "deterministic"}
+        drawn = [{"kind": "stochastic", "noise_std": n} for n in (0.1, 0.3)]
+        cells = [
+            self.cell(0.1, 0.6, 0, point={"positions": positions, RATIO: 0.6})
+            for positions in (still, *drawn)
+        ]
+        told = surface_of(sweep(), cells)
+        assert [point["noise_std"] for point in told["points"]] == [0.0, 0.1, 0.3]
+        assert told["slice"] == {}
+        assert told["baseline"] == "ijepa"
+
+    def test_a_place_that_ran_twice_counts_once(self) -> None:
+        cells = [self.cell(n, 0.6, 0) for n in (0.0, 0.1, 0.3)]
+        twice = self.cell(0.0, 0.6, 0, point={"positions.kind": "deterministic", RATIO: 0.6})
+        told = surface_of(sweep(), [*cells, twice])
+        assert told["left_out"] == 1
+
+    def test_noise_0_of_the_official_code_is_named(self) -> None:
+        spec = sweep(base={"positions.parametrization": "official"})
+        told = surface_of(spec, [self.cell(n, 0.6, 0) for n in (0.0, 0.1, 0.3)])
+        assert told["baseline"] == "stop_sigma0"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import Select, and_, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -77,6 +77,8 @@ class JobStore(TokenStore):
                 earlier = _claim(session, new, idempotency)
                 if earlier is not None:
                     return Submitted(job_value(earlier), replayed=True)
+            if (source := new.retry_of or new.extends) is not None:
+                _row(session, source, new.project, lock=True)  # it must not be deleted meanwhile
             row = new_row(new)
             session.add(row)
             session.flush()
@@ -179,6 +181,12 @@ class JobStore(TokenStore):
             )
         with self._database.writing() as session:
             _guarded_update(session, job, {"hidden": True})
+            if heir := session.scalar(_heirs(job.id).limit(1)):
+                raise IllegalMove(
+                    f"{job.id} cannot be deleted yet: {heir} has still to take its runs over",
+                    state=job.state,
+                    allowed=allowed_actions(job.state, job.kind),
+                )
             session.add(event_row(job.id, actor, "delete"))
 
     def record(
@@ -242,11 +250,22 @@ def _claim(session: Session, new: NewJob, record: IdempotencyRecord) -> JobRow |
     return session.get_one(JobRow, key.job_id)
 
 
-def _row(session: Session, job_id: str, project: str | None = None) -> JobRow:
-    row = session.get(JobRow, job_id)
+def _row(
+    session: Session, job_id: str, project: str | None = None, *, lock: bool = False
+) -> JobRow:
+    row = session.get(JobRow, job_id, with_for_update=lock)
     if row is None or row.hidden or (project is not None and row.project != project):
         raise NotFound(f"no job {job_id}")
     return row
+
+
+def _heirs(job_id: str) -> Select[str]:
+    """Jobs that go on from this one, and have not taken its runs over yet."""
+    return select(JobRow.id).where(
+        or_(JobRow.retry_of == job_id, JobRow.extends == job_id),
+        JobRow.state.not_in(TERMINAL),
+        or_(JobRow.attempt == 0, JobRow.state == State.STARTING),
+    )
 
 
 def _conditions(query: JobQuery) -> list[Any]:
