@@ -248,6 +248,11 @@ class TestRetryAndEdit:
         running(store, more)
         jobs.delete(ANA, first.id)
 
+    def test_what_never_started_has_nothing_to_take_over(self, jobs: Jobs, job: Job) -> None:
+        jobs.cancel(ANA, job.id)
+        jobs.retry(ANA, job.id)
+        jobs.delete(ANA, job.id)
+
     def test_what_was_deleted_has_no_heirs(self, jobs: Jobs, store: JobStore, job: Job) -> None:
         finished(store, job)
         new = replace(new_job(), retry_of=job.id)

@@ -172,7 +172,10 @@ class JobStore(TokenStore):
             )
 
     def hide(self, job: Job, *, actor: str) -> None:
-        """Take a finished job out of every list; IllegalMove while it is not finished."""
+        """Take a finished job out of every list.
+
+        IllegalMove while it is not finished, or another job has still to take its runs over.
+        """
         if job.state not in TERMINAL:
             raise IllegalMove(
                 f"{job.id} is {job.state}; only finished jobs can be deleted",
@@ -181,7 +184,8 @@ class JobStore(TokenStore):
             )
         with self._database.writing() as session:
             _guarded_update(session, job, {"hidden": True})
-            if heir := session.scalar(_heirs(job.id).limit(1)):
+            # Of a job that never started there is nothing to take over.
+            if job.attempt and (heir := session.scalar(_heirs(job.id).limit(1))):
                 raise IllegalMove(
                     f"{job.id} cannot be deleted yet: {heir} has still to take its runs over",
                     state=job.state,
