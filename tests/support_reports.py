@@ -61,7 +61,7 @@ def swept(root: Path, noises: tuple[float, ...] = (0.0, 0.1, 0.3)) -> tuple[Swee
         cells.append(Cell(
             id=f"p{len(cells)}-s{seed}", index=len(cells), point={NOISE: noise, RATIO: ratio},
             seed=seed, state=CellState.SUCCEEDED, metrics={"val/knn_top1": value},
-            started_at=began, finished_at=began + timedelta(minutes=30),
+            started_at=began, finished_at=began + timedelta(minutes=30), ran_s=1800,
         ))  # fmt: skip
     cells.append(Cell(id="p99-s0", index=99, point={NOISE: 0.1, RATIO: 0.99}, seed=0,
                       state=CellState.INFEASIBLE, error="no masks"))  # fmt: skip

@@ -72,6 +72,9 @@ class BestBody(PointBody):
     said, as with one seed a point."""
     n_points: int | None = None
     """Points that were compared, the best among them."""
+    n_unjudged: int = 0
+    """Those that nothing can be said of: fewer than two seeds in common with the best, or the
+    same difference in all of them."""
 
 
 class TrialListBody(Told):

@@ -62,6 +62,8 @@ class Cell(BaseModel):
     metrics: dict[str, float] = {}
     """Final metrics: `val/knn_top1`, `test/...`, `init/...`, `pixels/...`; of a PRUNED one the
     last validation scores."""
+    pruned_epoch: int | None = None
+    """Of a PRUNED one: the epoch of its last scores."""
     certificate: dict[str, str] = {}
     """Hashes that prove the pairing: `init`, `samples`, `masks`, ..."""
     adopted: bool = False
@@ -72,6 +74,14 @@ class Cell(BaseModel):
     """First start."""
     finished_at: datetime | None = None
     """End; null while it runs again."""
+    resumed_at: datetime | None = None
+    """Start of the stretch it is in; null while it does not run."""
+    ran_s: float = 0.0
+    """Seconds it ran in all earlier stretches; a pause between them is not counted."""
+
+    def seconds(self, now: datetime) -> float:
+        """How long it has run by ``now``, without its pauses."""
+        return self.ran_s + (_between(self.resumed_at, now) if self.resumed_at else 0.0)
 
 
 class Ledger:
@@ -106,18 +116,19 @@ class Ledger:
             raise KeyError(cell_id)
         return Cell.model_validate(data)
 
-    def update(self, cell_id: str, **changes: Any) -> Cell:
-        """Replace fields of one cell; start and end are stamped by its state."""
-        cell = self.get(cell_id)
-        stamps: dict[str, Any] = {}
+    def update(self, cell_id: str, *, at: datetime | None = None, **changes: Any) -> Cell:
+        """Replace fields of one cell; its times are stamped by its state, ``at`` or now."""
+        cell, now = self.get(cell_id), at or datetime.now(UTC)
+        times: dict[str, Any] = {"ran_s": cell.seconds(now)} if "state" in changes else {}
         match changes.get("state"):
             case CellState.RUNNING:
-                stamps = {"started_at": cell.started_at or datetime.now(UTC), "finished_at": None}
+                started = {"started_at": cell.started_at or now, "finished_at": None}
+                times |= {**started, "resumed_at": now}
             case CellState.PENDING:
-                stamps = {"finished_at": None}
+                times |= {"finished_at": None, "resumed_at": None}
             case str():
-                stamps = {"finished_at": datetime.now(UTC)}
-        fresh = Cell.model_validate({**cell.model_dump(), **stamps, **changes})
+                times |= {"finished_at": now, "resumed_at": None}
+        fresh = Cell.model_validate({**cell.model_dump(), **times, **changes})
         self._write(fresh)
         return fresh
 
@@ -133,3 +144,7 @@ class Ledger:
 
     def _path(self, cell_id: str) -> Path:
         return self._folder / f"{cell_id}.json"
+
+
+def _between(begin: datetime, end: datetime) -> float:
+    return max(0.0, (end - begin).total_seconds())

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.specs import SweepSpec
 from stoplab_sweeps.cells import by_point, comparable
+from stoplab_sweeps.power import spread
 from stoplab_sweeps.space import label
 
 Interval = tuple[float, float]
@@ -53,14 +55,18 @@ class Best:
     """The point with the best mean."""
     tied: tuple[Standing, ...] | None
     """Points whose paired difference to the best has a 95 % interval that holds 0, best first;
-    None where no point shares two seeds with the best, so that nothing can be said."""
+    None where nothing can be said of any point."""
     n_points: int
     """Points that were compared, the best among them."""
+    n_unjudged: int = 0
+    """Those among them that nothing can be said of: fewer than two seeds in common with the
+    best, or the same difference in all of them."""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON: the best point, with `tied` (likewise, or null) and `n_points`."""
+        """As JSON: the best point, with `tied` (likewise, or null), `n_points`, `n_unjudged`."""
         tied = None if self.tied is None else [one.plain() for one in self.tied]
-        return {**self.best.plain(), "tied": tied, "n_points": self.n_points}
+        counts = {"n_points": self.n_points, "n_unjudged": self.n_unjudged}
+        return {**self.best.plain(), "tied": tied, **counts}
 
 
 def best_of(spec: SweepSpec, cells: Sequence[Cell]) -> Best | None:
@@ -80,13 +86,19 @@ def best_of(spec: SweepSpec, cells: Sequence[Cell]) -> Best | None:
     differences = [(one, paired(best, one)) for one in others]
     judged = [(one, ends) for one, ends in differences if ends is not None]
     tied = tuple(one for one, (low, high) in judged if low <= 0 <= high)
-    return Best(spec.objective.metric, best, tied if judged else None, len(ranked))
+    unjudged = len(others) - len(judged)
+    return Best(spec.objective.metric, best, tied if judged else None, len(ranked), unjudged)
 
 
 def paired(one: Standing, other: Standing) -> Interval | None:
-    """The 95 % t-interval of the mean difference over common seeds; None below two."""
-    common = one.values.keys() & other.values.keys()
-    return t_interval([one.values[seed] - other.values[seed] for seed in sorted(common)])
+    """The 95 % t-interval of the mean difference over common seeds.
+
+    None below two, and where they all differ by the same: that is no sign of certainty but of
+    runs that their seed did not reach.
+    """
+    common = sorted(one.values.keys() & other.values.keys())
+    deltas = np.array([one.values[seed] - other.values[seed] for seed in common])
+    return None if spread(deltas) == 0 and deltas.any() else t_interval(deltas.tolist())
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
@@ -109,10 +121,12 @@ def sentence(found: Best, advice: str = "raise replicates") -> str:
         return text
     if found.tied is None:
         return f"{text}; with one seed a point nothing can be told apart: {advice}"
+    unjudged = f"; {found.n_unjudged} could not be judged" if found.n_unjudged else ""
     if not found.tied:
-        return f"{text}; every other point is worse beyond doubt (95 %)"
+        rest = "every other point that could be judged" if unjudged else "every other point"
+        return f"{text}; {rest} is worse beyond doubt (95 %){unjudged}"
     names = ", ".join(label(one.point) for one in found.tied)
-    return f"{text}; cannot be told apart from it (95 %): {names}"
+    return f"{text}; cannot be told apart from it (95 %): {names}{unjudged}"
 
 
 def _standing(spec: SweepSpec, group: Sequence[Cell]) -> Standing:

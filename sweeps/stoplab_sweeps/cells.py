@@ -270,7 +270,12 @@ def _stopped(run: RunFolder, intent: str) -> dict[str, Any]:
     if intent != PRUNED:
         return {"state": CellState.STOPPED}
     lines = read_lines(run.scores)
-    return {"state": CellState.PRUNED, "metrics": lines[-1]["values"] if lines else {}}
+    last = lines[-1] if lines else {"values": {}, "epoch": None}
+    return {
+        "state": CellState.PRUNED,
+        "metrics": last["values"],
+        "pruned_epoch": last["epoch"],
+    }
 
 
 def _learned(summary: Summary) -> dict[str, Any]:

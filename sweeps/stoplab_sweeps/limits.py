@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from stoplab_platform.ledger import Cell
+from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.paths import JobFolder, read_json
 from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.specs.sweep import LimitsSpec
@@ -31,16 +31,18 @@ def spent(
 ) -> str | None:
     """Which limit is reached, in words; None while there is none.
 
-    Hours count from the first start of a cell of this job; those that an earlier job ran cost
-    nothing here. (`limits.trials` is `full`'s: it keeps no begun cell from going on.)
+    Hours on the clock count from the first start of a cell of this job, GPU-hours while cells
+    run; those that an earlier job ran cost nothing here. (`limits.trials` is `full`'s: it keeps
+    no begun cell from going on.)
     """
     now = now or datetime.now(UTC)
-    spans = [(c.started_at, c.finished_at or now) for c in cells if c.started_at and not c.adopted]
-    hours = [(end - begin).total_seconds() / 3600 for begin, end in spans]
-    wall = (now - min(begin for begin, _ in spans)).total_seconds() / 3600 if spans else 0.0
+    own = [cell for cell in cells if not cell.adopted]
+    began = min((cell.started_at for cell in own if cell.started_at), default=now)
+    wall = (now - began).total_seconds() / 3600
     if limits.wall_hours is not None and wall >= limits.wall_hours:
         return f"limits.wall_hours ({limits.wall_hours:g}) is reached"
-    gpu_hours = sum(hours) * compute.gpus_per_worker * compute.workers
+    hours = sum(cell.seconds(now) for cell in own) / 3600
+    gpu_hours = hours * compute.gpus_per_worker * compute.workers
     if limits.gpu_hours is not None and gpu_hours >= limits.gpu_hours:
         return f"limits.gpu_hours ({limits.gpu_hours:g}) is reached"
     return None
@@ -48,6 +50,8 @@ def spent(
 
 def full(limits: LimitsSpec, cells: Sequence[Cell]) -> str | None:
     """Whether as many runs have begun as may, adopted ones among them; in words."""
-    if sum(cell.started_at is not None for cell in cells) >= limits.trials:
+    # One that was just given counts before it has started: several places may be free at once.
+    begun = [c for c in cells if c.started_at is not None or c.state is CellState.RUNNING]
+    if len(begun) >= limits.trials:
         return f"limits.trials ({limits.trials}) is reached"
     return None

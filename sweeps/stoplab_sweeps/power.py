@@ -10,6 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 POWER = 0.8
+ROUNDING = 1e-12  # differences of metrics, which are of the order of one, closer than this
 MOST_BLOCKS = 1_000_000  # designs beyond are no design
 
 Floats = NDArray[np.float64]
@@ -48,10 +49,13 @@ def power(d_z: float, n: int, alpha: float) -> float:
 
 
 def spread(values: Floats) -> float | None:
-    """Sample standard deviation; None below two values, exactly 0 where all are equal."""
+    """Sample standard deviation; None below two values, exactly 0 where all are equal.
+
+    Equal to rounding: 0.6 - 0.5 and 0.7 - 0.6 are the same difference.
+    """
     if len(values) < 2:
         return None
-    return 0.0 if np.ptp(values) == 0 else float(values.std(ddof=1))
+    return 0.0 if np.ptp(values) <= ROUNDING else float(values.std(ddof=1))
 
 
 def _smallest_n(d_z: float, alpha: float) -> int | None:

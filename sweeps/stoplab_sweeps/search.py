@@ -99,7 +99,8 @@ def _standing(spec: SweepSpec, group: Sequence[Cell]) -> tuple[TrialState, dict[
     if any(cell.state not in {*DONE, CellState.FAILED} for cell in group):
         return TrialState.RUNNING, {}
     if any(cell.state is CellState.PRUNED for cell in group):
-        return TrialState.PRUNED, {"intermediate_values": {1: fmean(values)} if values else {}}
+        epoch = max((c.pruned_epoch for c in group if c.pruned_epoch is not None), default=0)
+        return TrialState.PRUNED, {"intermediate_values": {epoch: fmean(values)} if values else {}}
     if all(cell.state is CellState.INFEASIBLE for cell in group):
         return TrialState.PRUNED, {}  # so TPE keeps away from it
     return (TrialState.COMPLETE, {"value": fmean(values)}) if values else (TrialState.FAIL, {})

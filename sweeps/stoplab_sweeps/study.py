@@ -10,6 +10,7 @@ import functools
 import logging
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Protocol
 
 from stoplab_platform.errors import SpecError
@@ -53,6 +54,7 @@ def run_study(spec: StudySpec, start: Start, *, schedule: Schedule, execute: Exe
     planned = plan(spec)
     _claim(spec, folder)
     ledger.plan(planned)
+    _interrupted(ledger, folder)
     ledger.plan(_planned_on_the_way(spec, ledger.cells()))
     feed = Feed(spec, folder, _propose(spec))
     identity = parent_identity(spec, start.job_id, start.attempt)
@@ -80,6 +82,15 @@ def _claim(spec: StudySpec, folder: JobFolder) -> None:
         raise SpecError.of(
             "name", f"{folder.root} holds another study; a changed spec is a new job"
         )
+
+
+def _interrupted(ledger: Ledger, folder: JobFolder) -> None:
+    """Cells whose start was killed ran until they were last heard of, not until now."""
+    for cell in ledger.cells():
+        if cell.state is CellState.RUNNING:
+            heard = folder.run(cell.id).progress
+            last = datetime.fromtimestamp(heard.stat().st_mtime, UTC) if heard.exists() else None
+            ledger.update(cell.id, state=CellState.STOPPED, at=last or cell.resumed_at)
 
 
 def _settle(spec: StudySpec, start: Start, ledger: Ledger) -> None:

@@ -62,11 +62,10 @@ def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def hours_of(cell: Cell, compute: ComputeSpec) -> float | None:
     """GPU-hours of a finished cell, CPU-hours where it has no GPU; None while it has no end."""
-    if cell.started_at is None or cell.finished_at is None:
+    if cell.finished_at is None:
         return None
     each = compute.gpus_per_worker or compute.cpus_per_worker
-    seconds = (cell.finished_at - cell.started_at).total_seconds()
-    return seconds / 3600 * float(each) * compute.workers
+    return cell.ran_s / 3600 * float(each) * compute.workers
 
 
 def _row(run: RunSpec, cell: Cell, metric: str, fractions: dict[str, float]) -> Row:

@@ -69,6 +69,20 @@ def test_one_seed_says_so() -> None:
     assert "raise replicates" in sentence(found)
 
 
+def test_the_same_difference_on_every_seed_is_no_certainty() -> None:
+    found = best_of(*cells({0.1: [0.5, 0.6, 0.7], 0.2: [0.6, 0.7, 0.8], 0.3: [0.1, 0.3, 0.2]}))
+    assert found is not None
+    assert (found.tied, found.n_unjudged) == ((), 1)
+    assert sentence(found).endswith(
+        "; every other point that could be judged is worse beyond doubt (95 %); "
+        "1 could not be judged"
+    )
+    same = best_of(*cells({0.1: [0.5, 0.6], 0.2: [0.5, 0.6]}))
+    assert same is not None
+    assert same.tied is not None
+    assert (len(same.tied), same.n_unjudged) == (1, 0)
+
+
 def test_whole_points_go_before_lucky_halves() -> None:
     found = best_of(*cells({0.1: [0.5, 0.5], 0.2: [0.9]}))
     assert found is not None

@@ -86,6 +86,7 @@ def test_runs_that_fall_behind_end_early(tmp_path: Path, home: Path, kind: str) 
     cells = {cell.point[NOISE]: cell for cell in driver.cells().values()}
     assert cells[3.0].state is CellState.SUCCEEDED
     assert {cells[noise].state for noise in (2.0, 1.0, 0.0)} == {CellState.PRUNED}
+    assert {cells[noise].pruned_epoch for noise in (2.0, 1.0, 0.0)} == {2}
     assert read_json(driver.folder.run(cells[0.0].id).prune) == {"intent": "PRUNED", "epoch": 2}
     assert set(driver.starts().values()) == {1}
     assert driver.run() == Exit.OK

@@ -25,7 +25,7 @@ NOISES = {"positions.noise_std": {"grid": [0.1, 0.2, 0.3, 0.4]}}
 
 def cells(*hours: float) -> list[Cell]:
     return [
-        finished("a", i, 0.5, started_at=NOW - timedelta(hours=h), finished_at=NOW)
+        finished("a", i, 0.5, started_at=NOW - timedelta(hours=h), finished_at=NOW, ran_s=h * 3600)
         for i, h in enumerate(hours)
     ]
 
@@ -42,6 +42,18 @@ class TestSpent:
         assert spent(limits, two, cells(2, 1.9), NOW) is None
         assert spent(limits, two, cells(2, 2), NOW) == "limits.gpu_hours (8) is reached"
         assert spent(limits, ComputeSpec(), cells(99), NOW) is None
+
+    def test_a_pause_costs_no_gpu_hours(self) -> None:
+        limits, one = LimitsSpec(gpu_hours=3), ComputeSpec(gpus_per_worker=1)
+        ledger = Ledger(start().folder)
+        ledger.plan([Cell(id="a", index=0, arm="a", seed=0)])
+        for hours, state in ((0, CellState.RUNNING), (1, CellState.STOPPED)):
+            ledger.update("a", at=NOW + timedelta(hours=hours), state=state)
+        assert spent(limits, one, ledger.cells(), NOW + timedelta(hours=9)) is None
+        cell = ledger.update("a", at=NOW + timedelta(hours=9), state=CellState.RUNNING)
+        assert (cell.started_at, cell.ran_s) == (NOW, 3600)
+        assert spent(limits, one, [cell], NOW + timedelta(hours=10)) is None
+        assert spent(limits, one, [cell], NOW + timedelta(hours=11)) is not None
 
     def test_what_an_earlier_job_ran_costs_nothing_here(self) -> None:
         limits = LimitsSpec(wall_hours=2, trials=2)
@@ -111,6 +123,12 @@ class TestFeed:
         self.end(feed, second)
         assert feed.next() is Say.OVER
         assert feed.reached(Ledger(start().folder).cells()) == "limits.trials (2) is reached"
+
+    def test_places_that_are_free_at_once_take_no_more_than_are_allowed(self) -> None:
+        feed = self.feed(sweep(space=NOISES))
+        write_json(start().folder.limits, {"trials": 2})
+        given = [feed.next() for _ in range(3)]  # none of them has said yet that it runs
+        assert [isinstance(cell, Cell) for cell in given] == [True, True, False]
 
     def test_a_reached_limit_on_runs_keeps_no_begun_one_from_going_on(self) -> None:
         feed = self.feed(sweep(space=NOISES))

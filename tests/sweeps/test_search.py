@@ -73,7 +73,7 @@ def test_a_point_is_worth_the_mean_of_its_replicates(monkeypatch: pytest.MonkeyP
     one, two = at(spec, 0.5, state=CellState.SUCCEEDED)
     one, two = (c.model_copy(update={"metrics": {"val/knn_top1": v}})
                 for c, v in ((one, 0.5), (two, 0.7)))  # fmt: skip
-    early = at(spec, 0.7, state=CellState.PRUNED, metrics={"val/knn_top1": 0.2})
+    early = at(spec, 0.7, state=CellState.PRUNED, metrics={"val/knn_top1": 0.2}, pruned_epoch=4)
     running = at(spec, 0.6, state=CellState.RUNNING)
     broken = at(spec, 0.1, state=CellState.FAILED)
     never = at(spec, 0.2, state=CellState.INFEASIBLE)
@@ -82,7 +82,7 @@ def test_a_point_is_worth_the_mean_of_its_replicates(monkeypatch: pytest.MonkeyP
         ("COMPLETE", pytest.approx(0.6)), ("PRUNED", None), ("RUNNING", None), ("FAIL", None),
         ("PRUNED", None),
     ]  # fmt: skip
-    assert told[1]["intermediate_values"] == {1: pytest.approx(0.2)}
+    assert told[1]["intermediate_values"] == {4: pytest.approx(0.2)}
 
 
 def test_lists_can_be_chosen_from() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,19 @@ class TestComparison:
         assert study(comparison(), runs, attempt=2) is Exit.OK
         assert runs.done.count("deterministic-s0") == 1
         assert runs.done.count("stochastic-s0") == 2
+
+    def test_a_killed_start_ran_until_it_was_last_heard_of(self) -> None:
+        folder, spec = start().folder, comparison()
+        ledger, begun = Ledger(folder), datetime(2026, 1, 1, tzinfo=UTC)
+        ledger.plan(plan(spec))
+        for cell_id in ("deterministic-s0", "stochastic-s0"):
+            ledger.update(cell_id, at=begun, state=CellState.RUNNING)
+        heard = folder.run("deterministic-s0").progress
+        write_json(heard, {})
+        os.utime(heard, (begun.timestamp() + 60,) * 2)
+        assert study(spec, Runs(), attempt=2) is Exit.OK
+        assert 60 <= ledger.get("deterministic-s0").ran_s < 120
+        assert ledger.get("stochastic-s0").ran_s < 60
 
     def test_a_broken_pairing_fails_the_job(self) -> None:
         def unpaired(spec: Any, folder: Any, identity: Any, *, stop_file: Path) -> Any:
@@ -162,7 +177,7 @@ class TestSweep:
         assert best == {
             "point": {"positions.noise_std": 0.3},
             "mean": pytest.approx(0.53), "ci95": pytest.approx([0.53, 0.53]), "n": 2,
-            "tied": [], "n_points": 2,
+            "tied": None, "n_points": 2, "n_unjudged": 1,
         }  # fmt: skip
         assert "(best so far 0.5300 at noise_std=0.3)" in caplog.text
 

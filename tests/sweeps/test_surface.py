@@ -214,7 +214,8 @@ class TestOfASweep:
         fields = {
             "id": f"{noise}-{ratio}-{seed}-{more}", "index": 0, "point": point, "seed": seed,
             "state": CellState.SUCCEEDED, "metrics": {"val/knn_top1": height(noise, ratio)},
-            "started_at": began, "finished_at": began + timedelta(hours=2), **more,
+            "started_at": began, "finished_at": began + timedelta(hours=9), "ran_s": 7200,
+            **more,
         }  # fmt: skip
         return Cell.model_validate(fields)
 

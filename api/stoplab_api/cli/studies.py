@@ -59,7 +59,9 @@ def _company(best: BestBody) -> str:
     """How many points are as good, as far as one can tell."""
     if best.tied is None or best.n_points is None:
         return ""
-    return f"; {len(best.tied)} of the {best.n_points - 1} others cannot be told apart from it"
+    unjudged = f", {best.n_unjudged} could not be judged" if best.n_unjudged else ""
+    others = f"{len(best.tied)} of the {best.n_points - 1} others"
+    return f"; {others} cannot be told apart from it{unjudged}"
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
