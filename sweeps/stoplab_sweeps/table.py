@@ -109,25 +109,33 @@ def _read(path: Path, columns: Mapping[str, str]) -> tuple[Values, list[Problem]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            missing = [
-                Problem((option,), f"no column {name!r}; the file has {reader.fieldnames or []}")
-                for option, name in columns.items()
-                if name not in (reader.fieldnames or [])
-            ]
-            if missing:
-                return {}, missing
+            if problems := _wrong_columns(list(reader.fieldnames or []), columns):
+                return {}, problems
             return _gather(((reader.line_num, row) for row in reader), columns)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         return {}, [Problem(("file",), f"{path}: {error}")]
 
 
+def _wrong_columns(header: Sequence[str], columns: Mapping[str, str]) -> list[Problem]:
+    found = []
+    for option, name in columns.items():
+        if name not in header:
+            found.append(Problem((option,), f"no column {name!r}; the file has {header}"))
+        elif header.count(name) > 1:
+            found.append(Problem((option,), f"{header.count(name)} columns are called {name!r}"))
+    return found
+
+
 def _gather(
-    rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Mapping[str, str]
+    rows: Iterable[tuple[int, Mapping[str | None, Any]]], columns: Mapping[str, str]
 ) -> tuple[Values, list[Problem]]:
     values: Values = {}
     problems: list[Problem] = []
     seen: dict[tuple[str, str], int] = {}
     for line, row in rows:
+        if None in row:  # where the reader puts what has no column
+            problems.append(Problem(("file",), f"row {line}: more fields than the header names"))
+            continue
         block, arm, text = ((row[columns[name]] or "").strip() for name in columns)
         if not block or not arm:
             problems.append(Problem(("file",), f"row {line}: the block or the arm is empty"))
@@ -149,7 +157,7 @@ def _gather(
 def _value(text: str) -> float | None:
     """An empty cell and NaN are missing values."""
     value = float(text or "nan")
-    if math.isinf(value):
+    if math.isinf(value) or "_" in text:  # Python alone reads 1_0 as ten
         raise ValueError(text)
     return None if math.isnan(value) else value
 

@@ -250,8 +250,9 @@ class TestRetryAndEdit:
 
     def test_what_never_started_has_nothing_to_take_over(self, jobs: Jobs, job: Job) -> None:
         jobs.cancel(ANA, job.id)
-        jobs.retry(ANA, job.id)
+        again = jobs.retry(ANA, job.id).job
         jobs.delete(ANA, job.id)
+        assert jobs.get(ANA, again.id).retry_of == job.id
 
     def test_what_was_deleted_has_no_heirs(self, jobs: Jobs, store: JobStore, job: Job) -> None:
         finished(store, job)

@@ -120,6 +120,15 @@ def test_missing_columns_and_single_arms(judge: Judge) -> None:
     assert [path for path, _ in judge.problems("")] == ["block", "arm", "metric"]
 
 
+def test_what_a_table_could_mean_two_ways_is_refused(judge: Judge) -> None:
+    twice = judge.problems("seed,arm,acc,acc\n0,deterministic,0.5,0.6\n")
+    assert twice == [("metric", "2 columns are called 'acc'")]
+    ((path, message),) = judge.problems(f"{ROWS}3,stochastic,0,5,x\n")
+    assert (path, message) == ("file", "row 8: more fields than the header names")
+    ((path, message),) = judge.problems(f"{ROWS}3,stochastic,1_0,x\n")
+    assert (path, message) == ("metric", "row 8: '1_0' is no finite number")
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: Any) -> None:
     assert main([str(tmp_path / "none.csv"), *COLUMNS]) == 2
     assert "No such file" in capsys.readouterr().err
