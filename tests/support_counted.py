@@ -5,6 +5,7 @@ python -m support_counted SPEC.yaml      (with this folder on PYTHONPATH)
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -40,8 +41,11 @@ def counted(
     left = summary(spec)
     for epoch in range(1, EPOCHS):
         time.sleep(RUN_S / EPOCHS)
+        values = {"val/knn_top1": left.metrics["val/knn_top1"] * epoch / EPOCHS}
+        with folder.scores.open("a") as file:
+            file.write(json.dumps({"epoch": epoch, "values": values}) + "\n")
         if on_scores:
-            on_scores(epoch, {"val/knn_top1": left.metrics["val/knn_top1"] * epoch / EPOCHS})
+            on_scores(epoch, values)
         if (wish := read_json(folder.prune)) is not None:
             raise Stopped(wish["intent"], epoch)
     return left

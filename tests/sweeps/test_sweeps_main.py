@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,7 +135,10 @@ class TestUnderTune:
         assert set(driver.states()) == {"SUCCEEDED"}
         assert {i: driver.folder.run(i).summary.stat().st_mtime_ns for i in done} == before
         assert {i: driver.cells()[i].started_at for i in done} == started
-        assert f"{6 - len(done)} runs to do" in driver.log()
+        left = [int(number) for number in re.findall(r"(\d+) runs to do", driver.log())]
+        # A worker may end what it ran, and say so, in the moment after its driver was killed.
+        assert left[0] == 6
+        assert 1 <= left[-1] <= 6 - len(done)
         assert read_json(driver.folder.comparison)["certificate"]["passed"]
 
     @pytest.mark.slow
