@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import floor, prod
+from math import floor
 
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, ComparisonSpec, SweepSpec
 from stoplab_platform.specs.run import ComputeSpec
+from stoplab_platform.specs.sweep import LimitsSpec
 
 PASSING = timedelta(minutes=10)
 """How long a waiting job lets smaller ones of its priority pass."""
@@ -98,7 +99,7 @@ def demand(spec: AnySpec, capacity: Resources) -> Resources:
     at_once = max(1, trial.times_in(capacity))
     if spec.limits.max_concurrent is not None:
         at_once = min(at_once, spec.limits.max_concurrent)
-    return trial * min(at_once, cells(spec))
+    return trial * max(1, min(at_once, spec.most_at_once(), spec.limits.trials))
 
 
 def one_trial(spec: AnySpec) -> Resources:
@@ -107,14 +108,14 @@ def one_trial(spec: AnySpec) -> Resources:
     return Resources(compute.cpus_per_worker, compute.gpus_per_worker) * compute.workers
 
 
-def cells(spec: SweepSpec | ComparisonSpec) -> int:
-    """How many runs a study holds at most."""
-    if isinstance(spec, ComparisonSpec):
-        return len(spec.arms) * len(spec.seeds)
-    points = spec.search.samples
-    if points is None:
-        points = prod(len(axis.grid or ()) for axis in spec.space.values())
-    return max(1, min(points * spec.replicates, spec.limits.trials))
+def check_runs(spec: AnySpec, limits: LimitsSpec | None = None) -> None:
+    """SpecError when a study has more runs than its limits (or the given ones) allow."""
+    if not isinstance(spec, SweepSpec | ComparisonSpec):
+        return
+    trials = (limits or spec.limits).trials
+    if (runs := spec.num_runs()) > trials:
+        text = f"{trials}: the study has {runs} runs; allow them or vary less"
+        raise SpecError([Problem(("limits", "trials"), text)])
 
 
 def check_fits(spec: AnySpec, capacity: Resources) -> None:

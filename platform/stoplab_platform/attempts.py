@@ -91,10 +91,14 @@ def attempt_env(settings: Settings, job_id: str, attempt: int) -> dict[str, str]
 def adopt_cells(source: JobFolder, target: JobFolder) -> None:
     """Give a study the finished cells of the one it goes on from, so that it does not run them.
 
-    The legs of a population come with their checkpoints, from which the next ones go on.
+    The others come as if they had never begun: a search that draws as it goes knows its points
+    from the ledger alone, and would not come back to one that failed. The legs of a population
+    come with their checkpoints, from which the next ones go on.
     """
-    finished = _finished(Ledger(source).cells())
+    cells = Ledger(source).cells()
+    finished = _finished(cells)
     Ledger(target).plan([cell.model_copy(update={"adopted": True}) for cell in finished])
+    Ledger(target).plan([_afresh(c) for c in cells if c not in finished and c.generation is None])
     for cell in finished:
         before, after = source.run(cell.id), target.run(cell.id)
         for file in _kept(before):
@@ -108,6 +112,13 @@ def _finished(cells: Sequence[Cell]) -> list[Cell]:
     newest = max((cell.generation or 0 for cell in cells), default=0)
     kept = (CellState.SUCCEEDED, CellState.PRUNED)
     return [c for c in cells if c.state in kept or (c.generation or 0) < newest]
+
+
+def _afresh(cell: Cell) -> Cell:
+    """The cell with nothing but its place in the study."""
+    kept = {name: getattr(cell, name) for name in ("id", "index", "arm", "point", "seed")}
+    infeasible = cell.state is CellState.INFEASIBLE
+    return Cell(**kept, **({"state": cell.state, "error": cell.error} if infeasible else {}))
 
 
 def _link(source: str, target: str) -> None:

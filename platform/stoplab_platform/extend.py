@@ -75,6 +75,9 @@ def _sweep_problems(spec: SweepSpec, additions: Mapping[str, Any]) -> Iterator[P
     for path, more in additions.get("space", {}).items():
         yield from _axis_problems(spec, path, more)
     samples = additions.get("search", {}).get("samples")
+    if additions.get("space") and spec.search.kind == "optuna" and samples is None:
+        text = f"the study has had its {spec.search.samples}; give more, in all, for the new values"
+        yield Problem(("search", "samples"), text)
     if samples is not None and samples <= (spec.search.samples or 0):
         yield Problem(
             ("search", "samples"),
@@ -94,7 +97,10 @@ def _axis_problems(spec: SweepSpec, path: str, more: Mapping[str, Any]) -> Itera
         return
     axis = spec.space[path].plain(defaults=False)
     ways = [way for way in LISTS if way in axis]
-    if not ways:
+    if ways and spec.search.kind in ("random", "sobol"):
+        text = f"a {spec.search.kind} search would draw every point anew; submit a new sweep"
+        yield Problem(at, text)
+    elif not ways:
         yield Problem(at, "is a range, so there are no values to add; raise search.samples")
     elif list(more) != ways:
         yield Problem(at, f"is a {ways[0]}; give {{{ways[0]}: [values to add]}}")

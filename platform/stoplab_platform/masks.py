@@ -33,6 +33,7 @@ SIZES = 1  # counter of the step-wide draw, beside that of the rows
 MIN_ODDS = 0.05  # a context length that fewer images reach is refused
 WORST_PAIRS = 8  # pairs of sizes whose contexts a check simulates
 RATIO_TOLERANCE = 0.05  # what the sizes' rounding on a coarse grid may cost
+END_TOLERANCE = 0.01  # the same beyond the least or the greatest ratio that can be had
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,23 @@ def with_ratio(masking: MaskingSpec, grid: int, ratio: float) -> MaskingSpec:
         _refuse(changed, grid, ratio)
         return changed
     low, high = 0.0, 1.0 / masking.target.scale[1]
-    best, error = masking, math.inf
+    below: tuple[float, MaskingSpec] = (-math.inf, masking)
+    above: tuple[float, MaskingSpec] = (math.inf, masking)
     for _ in range(20):
         middle = (low + high) / 2
         tried = _scaled(masking, middle)
         reached = effective_ratio(tried, grid)
-        if abs(reached - ratio) < error and not any(infeasible(tried, grid)):
-            best, error = tried, abs(reached - ratio)
         low, high = (middle, high) if reached < ratio else (low, middle)
-    if error > RATIO_TOLERANCE:
+        if any(infeasible(tried, grid)):
+            continue
+        if below[0] < reached <= ratio:
+            below = reached, tried
+        if ratio <= reached < above[0]:
+            above = reached, tried
+    # Between two ratios that can be had the nearer one is meant; beyond the last there is none.
+    between = math.isfinite(above[0] - below[0])
+    reached, best = min(below, above, key=lambda one: abs(one[0] - ratio))
+    if abs(reached - ratio) > (RATIO_TOLERANCE if between else END_TOLERANCE):
         _refuse(_scaled(masking, (low + high) / 2), grid, ratio)
         raise ValueError(_unreached(ratio, grid, masking))
     return best

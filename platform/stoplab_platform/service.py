@@ -8,7 +8,7 @@ from dataclasses import replace
 from shutil import rmtree
 from typing import Any
 
-from stoplab_platform.admission import QueueInfo, capacity, check_fits
+from stoplab_platform.admission import QueueInfo, capacity, check_fits, check_runs
 from stoplab_platform.errors import Conflict, Forbidden, IllegalMove
 from stoplab_platform.extend import extended, limited
 from stoplab_platform.handoff import request_stop
@@ -55,7 +55,11 @@ class Jobs:
         return self._store
 
     def check(self, spec: AnySpec) -> None:
-        """SpecError when the spec can never run in this lab."""
+        """SpecError when the spec can never run in this lab, or asks for more than it allows."""
+        check_runs(spec)
+        self._check_fits(spec)
+
+    def _check_fits(self, spec: AnySpec) -> None:
         if self._settings.capacity_declared:
             check_fits(spec, capacity(self._settings))
 
@@ -72,7 +76,8 @@ class Jobs:
     ) -> Submitted:
         """Accept a job; the same key and body give the same job, another body KeyReused."""
         _may_submit(principal)
-        self.check(spec)
+        # A study that is tried again may have had its limits lowered, to end it.
+        (self.check if retry_of is None else self._check_fits)(spec)
         new = NewJob(
             id=new_job_id(),
             kind=spec.kind,

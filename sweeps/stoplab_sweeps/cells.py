@@ -42,14 +42,9 @@ def plan(spec: StudySpec) -> list[Cell]:
     """Every cell that is known beforehand, in the order of the study; INFEASIBLE ones marked.
 
     Seed by seed, all arms or points of one seed first: so blocks are complete as early as can
-    be. An adaptive search plans as it goes (`search.propose`). SpecError where nothing could run,
-    or more would than the limits allow.
+    be. An adaptive search plans as it goes (`search.propose`). SpecError where nothing could run.
     """
     found = _arms(spec) if isinstance(spec, ComparisonSpec) else _points(spec)
-    runs = expected(spec) or len(found)
-    if runs > spec.limits.trials:
-        text = f"{spec.limits.trials}: the study has {runs} runs; allow them or vary less"
-        raise SpecError([Problem(("limits", "trials"), text)])
     if found and all(cell.state is CellState.INFEASIBLE for cell in found):
         reasons = dict.fromkeys(str(cell.error) for cell in found)
         raise SpecError([Problem(("space",), f"no point can run: {'; '.join(reasons)}")])
@@ -62,14 +57,11 @@ def expected(spec: StudySpec) -> int | None:
         return None
     if spec.scheduler.kind == "pbt":
         return len(points(spec)) * spec.generations()
-    if spec.search.kind != "optuna":
-        return None
-    assert spec.search.samples is not None, "the spec checks itself"
-    return spec.search.samples * spec.replicates
+    return spec.num_runs() if spec.search.kind == "optuna" else None
 
 
 def cells_at(spec: SweepSpec, point: Point, index: int) -> list[Cell]:
-    """The cells of one point from a place in the order on, INFEASIBLE where no masks fit."""
+    """The cells of one point from a place in the order on, INFEASIBLE where no run can be made."""
     return [
         _cell(spec, point, replicate, index + replicate) for replicate in range(spec.replicates)
     ]
@@ -78,7 +70,7 @@ def cells_at(spec: SweepSpec, point: Point, index: int) -> list[Cell]:
 def population_cell(
     spec: SweepSpec, point: Point, generation: int, member: int, parent: str | None = None
 ) -> Cell:
-    """One leg of a member of a population, INFEASIBLE where no masks fit."""
+    """One leg of a member of a population, INFEASIBLE where no run can be made."""
     place = generation * len(points(spec)) + member
     leg = {"generation": generation, "member": member, "parent": parent}
     return _checked(
@@ -145,7 +137,7 @@ def by_point(cells: Iterable[Cell]) -> list[list[Cell]]:
 
 
 def run_of(spec: StudySpec, cell: Cell) -> RunSpec:
-    """The run that a cell stands for; `space.Infeasible` where no masks fit."""
+    """The run that a cell stands for; `space.Infeasible` where none can be made."""
     if isinstance(spec, ComparisonSpec):
         assert cell.arm is not None, cell
         return spec.arm(cell.arm, cell.seed)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from statistics import fmean
 from typing import Any
 
@@ -32,6 +33,9 @@ from stoplab_sweeps.cells import by_point, cells_at
 from stoplab_sweeps.space import TRIES, Point, point_id
 
 log = logging.getLogger("stoplab")
+
+Standing = tuple[TrialState, dict[str, Any]]
+"""What became of a point: Optuna's state for it, and the value or values beside that."""
 
 
 def propose(spec: SweepSpec, cells: Sequence[Cell]) -> list[Cell]:
@@ -68,7 +72,7 @@ def suggest(spec: SweepSpec, groups: Sequence[Sequence[Cell]], attempt: int = 0)
             direction="maximize" if spec.objective.mode == "max" else "minimize",
             sampler=_sampler(spec, seed),
         )
-        study.add_trials([t for group in groups if (t := _told(spec, axes, group)) is not None])
+        study.add_trials(_told(spec, axes, groups))
         params = study.ask(axes).params
     return {path: _value(axis, params[path]) for path, axis in spec.space.items()}
 
@@ -81,18 +85,22 @@ def _sampler(spec: SweepSpec, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _told(
-    spec: SweepSpec, axes: dict[str, BaseDistribution], group: Sequence[Cell]
-) -> FrozenTrial | None:
-    """What Optuna hears of a point; None where it lies outside the axes."""
-    params = {path: _param(axis, group[0].point.get(path)) for path, axis in spec.space.items()}
-    state, value = _standing(spec, group)
-    try:
-        return create_trial(params=params, distributions=axes, state=state, **value)
-    except ValueError:  # Optuna checks what each axis holds
-        return None
+    spec: SweepSpec, axes: dict[str, BaseDistribution], groups: Sequence[Sequence[Cell]]
+) -> list[FrozenTrial]:
+    """What Optuna hears of the points so far; nothing of one that lies outside the axes."""
+    standings = [_standing(spec, group) for group in groups]
+    if spec.search.sampler == "gp":
+        standings = _all_complete(standings, worst=min if spec.objective.mode == "max" else max)
+    told = []
+    for group, (state, value) in zip(groups, standings, strict=True):
+        point = group[0].point
+        params = {path: _param(axis, point.get(path)) for path, axis in spec.space.items()}
+        with suppress(ValueError):  # Optuna checks what each axis holds
+            told.append(create_trial(params=params, distributions=axes, state=state, **value))
+    return told
 
 
-def _standing(spec: SweepSpec, group: Sequence[Cell]) -> tuple[TrialState, dict[str, Any]]:
+def _standing(spec: SweepSpec, group: Sequence[Cell]) -> Standing:
     """A point's value is the mean over its replicates."""
     metric = spec.objective.metric
     values = [c.metrics[metric] for c in group if metric in c.metrics]
@@ -104,6 +112,25 @@ def _standing(spec: SweepSpec, group: Sequence[Cell]) -> tuple[TrialState, dict[
     if all(cell.state is CellState.INFEASIBLE for cell in group):
         return TrialState.PRUNED, {}  # so TPE keeps away from it
     return (TrialState.COMPLETE, {"value": fmean(values)}) if values else (TrialState.FAIL, {})
+
+
+def _all_complete(
+    standings: Sequence[Standing], worst: Callable[[Iterable[float]], float]
+) -> list[Standing]:
+    """Optuna's Gaussian process reads complete trials only, and would draw all others again.
+
+    To it a point that failed, was pruned or cannot run is as bad as the worst that came through.
+    """
+    known = [value["value"] for state, value in standings if state is TrialState.COMPLETE]
+    if not known:
+        return list(standings)
+    told: list[Standing] = []
+    for state, value in standings:
+        if state in (TrialState.PRUNED, TrialState.FAIL):
+            last = value.get("intermediate_values", {}).values()
+            state, value = TrialState.COMPLETE, {"value": worst([*known, *last])}
+        told.append((state, value))
+    return told
 
 
 def _distribution(axis: Axis) -> BaseDistribution:

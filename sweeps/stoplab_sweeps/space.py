@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from stoplab_platform.errors import Problem, SpecError
+from stoplab_platform.errors import SpecError
 from stoplab_platform.masks import with_ratio
-from stoplab_platform.specs import RunSpec, SweepSpec, applied, parse
-from stoplab_platform.specs.base import canonical_digest
+from stoplab_platform.specs import RunSpec, SweepSpec, override, parse
+from stoplab_platform.specs.base import Spec, canonical_digest
+from stoplab_platform.specs.masking import MaskingSpec
 from stoplab_platform.specs.sweep import MASKING_RATIO, Axis
 
 Point = dict[str, Any]
@@ -21,8 +22,18 @@ Point = dict[str, Any]
 TRIES = 20  # draws per wanted point, until a small space has no new ones
 
 
+ANY_MASKS = {"kind": "random", "ratio": 0.5}
+"""Masks that fit every grid: they stand in while those of a wished ratio are sought."""
+
+
 class Infeasible(ValueError):
-    """No masks can be drawn at this point; the message says why."""
+    """No run can be made of this point: masks or other fields do not fit; the message says why."""
+
+
+class _Masking(Spec):
+    """A run's masking alone."""
+
+    masking: MaskingSpec
 
 
 def points(spec: SweepSpec) -> list[Point]:
@@ -50,27 +61,19 @@ def point_id(point: Mapping[str, Any]) -> str:
 
 
 def run_at(spec: SweepSpec, point: Mapping[str, Any], *, seed: int, name: str) -> RunSpec:
-    """The run of one point; Infeasible where no masks fit, SpecError for any other problem."""
+    """The run of one point; Infeasible where its fields do not fit together.
+
+    Values that a field refuses whatever stands beside it are found when the sweep's spec is read.
+    """
     changes = {path: value for path, value in point.items() if path != MASKING_RATIO}
+    data = override(spec.base.plain(), {**changes, "name": name, "seed": seed})
     try:
-        run = applied(spec.base, {**changes, "name": name, "seed": seed}, RunSpec)
+        if MASKING_RATIO in point:
+            data["masking"] = _masking(data, float(point[MASKING_RATIO]))
+        return parse(RunSpec, data)
     except SpecError as error:
-        if all(problem.path[0] == "masking" for problem in error.problems if problem.path):
-            reasons = (f"{p.dotted}: {p.message}" for p in error.problems)
-            raise Infeasible("; ".join(reasons)) from error
-        raise SpecError(
-            [
-                Problem(("space",), f"{label(point)}: {p.dotted}: {p.message}")
-                for p in error.problems
-            ]
-        ) from error
-    if MASKING_RATIO not in point:
-        return run
-    try:
-        masking = with_ratio(run.masking, run.grid, float(point[MASKING_RATIO]))
-    except ValueError as error:
-        raise Infeasible(str(error)) from error
-    return parse(RunSpec, {**run.plain(), "masking": masking.plain()})
+        reasons = (f"{problem.dotted}: {problem.message}" for problem in error.problems)
+        raise Infeasible("; ".join(reasons)) from error
 
 
 def drawn(axis: Axis, share: float) -> Any:
@@ -101,6 +104,16 @@ def label(point: Mapping[str, Any]) -> str:
     return " ".join(
         f"{_axis_name(path, short[path], names)}={_value(value)}" for path, value in point.items()
     )
+
+
+def _masking(data: Mapping[str, Any], ratio: float) -> dict[str, Any]:
+    """A run's masking at a wished ratio; the scale that stands there itself need not fit."""
+    grid = parse(RunSpec, {**data, "masking": ANY_MASKS}).grid
+    given = parse(_Masking, {"masking": data["masking"]}).masking
+    try:
+        return with_ratio(given, grid, ratio).plain()
+    except ValueError as error:
+        raise Infeasible(str(error)) from error
 
 
 def _distinct(found: Iterator[Point], wanted: int | None = None) -> list[Point]:

@@ -25,8 +25,10 @@ from stoplab_platform.admission import Resources
 from stoplab_platform.ledger import Ledger
 from stoplab_platform.specs import SweepSpec
 from stoplab_platform.specs.run import ComputeSpec
+from stoplab_platform.specs.sweep import LimitsSpec
 from stoplab_sweeps.cells import Execute, Start, StudySpec, run_cell
 from stoplab_sweeps.feed import Feed, Say
+from stoplab_sweeps.limits import current_limits
 from stoplab_sweeps.schedulers import Teller, scheduler_of
 from stoplab_trainers.cluster import connected
 
@@ -53,7 +55,7 @@ def run_in_tune(feed: Feed, spec: StudySpec, start: Start, execute: Execute) -> 
     scheduler = scheduler_of(spec, folder, Ledger(folder).cells())
     metric = spec.objective.metric if scheduler and isinstance(spec, SweepSpec) else None
     with connected():
-        at_once = concurrency(compute, _cluster())
+        at_once = concurrency(compute, _cluster(), current_limits(spec.limits, folder))
         log.info("%d runs to do, %d fit at a time", feed.remaining(), at_once)
         tune.Tuner(
             tune.with_resources(_trial(spec, start, execute, metric), _resources(compute)),
@@ -74,10 +76,13 @@ def run_in_tune(feed: Feed, spec: StudySpec, start: Start, execute: Execute) -> 
         ).fit()
 
 
-def concurrency(compute: ComputeSpec, cluster: Resources) -> int:
-    """Runs at a time: as many as the cluster holds, at least one."""
+def concurrency(compute: ComputeSpec, cluster: Resources, limits: LimitsSpec) -> int:
+    """Runs at a time: as many as the cluster holds now, or as it was said that it may come to.
+
+    A cluster that grows with what is asked of it holds none at first.
+    """
     one = Resources(compute.cpus_per_worker, compute.gpus_per_worker) * compute.workers
-    return max(1, one.times_in(cluster))
+    return max(one.times_in(cluster), limits.max_concurrent or 1)
 
 
 class Fed(Searcher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,13 @@ from stoplab_platform.admission import (
     Claim,
     Resources,
     admit,
-    cells,
     check_fits,
+    check_runs,
     demand,
 )
 from stoplab_platform.errors import SpecError
 from stoplab_platform.specs import AnySpec, parse_spec
+from stoplab_platform.specs.sweep import LimitsSpec
 from support_store import compare_spec, run_spec
 
 FOUR = Resources(4, 0)
@@ -36,6 +38,12 @@ def admitted(*jobs: Claim, active: tuple[Claim, ...] = (), capacity: Resources =
 def workers(count: int, cpus: float = 1, gpus: float = 0) -> AnySpec:
     compute = {"workers": count, "cpus_per_worker": cpus, "gpus_per_worker": gpus}
     return run_spec(compute=compute, optim={"batch_size": 40})
+
+
+def sweep(**changes: Any) -> AnySpec:
+    space = {"positions.noise_std": {"grid": [0.1, 0.2, 0.3]}, "seed": {"grid": [0, 1]}}
+    base = run_spec().plain()
+    return parse_spec({"kind": "sweep", "name": "s", "base": base, "space": space, **changes})
 
 
 class TestDemand:
@@ -61,13 +69,22 @@ class TestDemand:
     def test_what_is_too_large_takes_everything(self) -> None:
         assert demand(workers(8), FOUR) == FOUR
 
-    def test_cells_of_a_sweep(self) -> None:
-        space = {"positions.noise_std": {"grid": [0.1, 0.2, 0.3]}, "seed": {"grid": [0, 1]}}
-        sweep = {"kind": "sweep", "name": "s", "base": run_spec().plain(), "space": space}
-        spec = parse_spec({**sweep, "replicates": 2})
-        assert cells(spec) == 12  # type: ignore[arg-type]
-        few = parse_spec({**sweep, "limits": {"trials": 5}})
-        assert cells(few) == 5  # type: ignore[arg-type]
+    def test_no_more_than_a_sweeps_runs(self) -> None:
+        sixteen = Resources(16)
+        assert demand(sweep(replicates=2), sixteen) == Resources(12)
+        assert demand(sweep(limits={"trials": 5}), sixteen) == Resources(5)
+
+
+class TestRuns:
+    def test_more_than_a_study_allows_are_refused(self) -> None:
+        check_runs(sweep())
+        check_runs(run_spec())
+        with pytest.raises(SpecError, match=r"limits.trials: 5: the study has 6 runs"):
+            check_runs(sweep(limits={"trials": 5}))
+        check_runs(sweep(limits={"trials": 5}), LimitsSpec(trials=6))
+        drawn = sweep(search={"kind": "optuna", "samples": 30}, replicates=4)
+        with pytest.raises(SpecError, match="has 120 runs"):
+            check_runs(drawn)
 
 
 class TestFits:

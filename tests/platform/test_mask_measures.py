@@ -62,7 +62,9 @@ class TestMeasures:
         assert moved.kind == "random"
         assert moved.ratio == 0.6
 
-    @pytest.mark.parametrize(("masking", "grid", "ratio"), [(FIXED, 14, 0.97), (DEMO, 4, 0.1)])
+    @pytest.mark.parametrize(
+        ("masking", "grid", "ratio"), [(FIXED, 14, 0.97), (DEMO, 4, 0.1), (PUBLISHED, 14, 0.88)]
+    )
     def test_with_ratio_refuses_what_no_scale_reaches(
         self, masking: MultiblockMasking, grid: int, ratio: float
     ) -> None:

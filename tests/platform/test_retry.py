@@ -31,8 +31,10 @@ def test_a_retry_adopts_finished_cells(tmp_path: Path) -> None:
     for file in (source.run("a").summary, source.run("a").predictions, source.run("a").spool):
         file.write_text("{}")
     adopt_cells(source, target)
-    (cell,) = Ledger(target).cells()
+    cell, *others = Ledger(target).cells()
     assert cell == Ledger(source).get("a").model_copy(update={"adopted": True})
+    # A search that draws as it goes would not come back to a point it cannot see.
+    assert others == [Cell(id="b", index=1, seed=0), Cell(id="c", index=2, seed=0)]
     run = target.run("a")
     assert all(file.read_text() == "{}" for file in (run.summary, run.predictions, run.spool))
 

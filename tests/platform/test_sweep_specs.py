@@ -36,3 +36,21 @@ def test_searches_that_draw_need_samples(kind: str) -> None:
     assert "search.samples" in problems(search={"kind": kind})
     found = parse(SweepSpec, example("sweep", search={"kind": kind, "samples": 3}))
     assert found.search.sampler == "tpe"
+
+
+@pytest.mark.parametrize(
+    "path", ["name", "kind", "tracking.experiment", "compute.workers", "compute.gpus_per_worker"]
+)
+def test_what_takes_other_resources_or_means_nothing_is_no_axis(path: str) -> None:
+    assert "cannot be varied" in problems(space={path: {"grid": [1, 2]}})[f"space.{path}"]
+
+
+def test_precision_is_an_axis() -> None:
+    parse(SweepSpec, example("sweep", space={"compute.precision": {"grid": ["fp32", "bf16"]}}))
+
+
+def test_ranges_are_tried_inside_too() -> None:
+    found = problems(
+        space={"model.depth": {"uniform": [1, 4]}}, search={"kind": "random", "samples": 2}
+    )
+    assert "model.depth" in found["space.model.depth"] or "integer" in found["space.model.depth"]

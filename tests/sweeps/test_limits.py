@@ -159,9 +159,15 @@ def limited(spec: Any, runs: Runs) -> Exit:
 
 def test_a_reached_limit_starts_no_more_cells(caplog: Any) -> None:
     runs = Runs()
-    assert limited(sweep(space=NOISES, limits={"wall_hours": 1e-12}), runs) is Exit.FAILED
+    assert limited(sweep(space=NOISES, limits={"wall_hours": 1e-12}), runs) is Exit.OK
     assert len(runs.done) == 1
     assert "3 runs did not start: limits.wall_hours" in caplog.text
+
+
+def test_a_run_that_failed_is_no_planned_end() -> None:
+    spec = sweep(space=NOISES, limits={"wall_hours": 1e-12})
+    runs = Runs({plan(spec)[0].id: RuntimeError("broken")})
+    assert limited(spec, runs) is Exit.FAILED
 
 
 def test_a_comparison_ends_with_whole_blocks(caplog: Any) -> None:
@@ -183,4 +189,9 @@ def test_a_comparison_ends_with_whole_blocks(caplog: Any) -> None:
     ],
 )
 def test_as_many_as_fit(compute: dict[str, Any], cluster: Resources, at_once: int) -> None:
-    assert concurrency(ComputeSpec(**compute), cluster) == at_once
+    assert concurrency(ComputeSpec(**compute), cluster, LimitsSpec()) == at_once
+
+
+def test_a_cluster_that_grows_holds_what_was_asked_for() -> None:
+    assert concurrency(ComputeSpec(), Resources(0), LimitsSpec(max_concurrent=8)) == 8
+    assert concurrency(ComputeSpec(), Resources(16), LimitsSpec(max_concurrent=8)) == 16

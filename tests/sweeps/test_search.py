@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from stoplab_platform.errors import SpecError
 from stoplab_platform.exits import Exit
 from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.paths import write_json
@@ -85,6 +86,38 @@ def test_a_point_is_worth_the_mean_of_its_replicates(monkeypatch: pytest.MonkeyP
     assert told[1]["intermediate_values"] == {4: pytest.approx(0.2)}
 
 
+class TestGaussianProcess:
+    """Optuna's reads complete trials only."""
+
+    def test_it_leaves_what_cannot_run(self) -> None:
+        space = {NOISE: {"uniform": [0.0, 1.0]}, RATIO: {"uniform": [0.5, 0.95]}}
+        spec, cells = adaptive(16, "gp", space=space), list[Cell]()
+        while fresh := propose(spec, cells):
+            cells += [self.scored(spec, cell) for cell in fresh]
+        assert sum(cell.state is CellState.SUCCEEDED for cell in cells) == 16
+        assert any(cell.state is CellState.INFEASIBLE for cell in cells)
+
+    def test_it_leaves_where_runs_are_pruned(self) -> None:
+        space, cells = {NOISE: {"uniform": [0.0, 1.0]}}, list[Cell]()
+        spec = adaptive(20, "gp", space=space)
+        while fresh := propose(spec, cells):
+            cells += [self.pruned_above(spec, cell, 0.7) for cell in fresh]
+        late = cells[10:]
+        assert sum(cell.state is CellState.PRUNED for cell in late) < len(late) / 2
+
+    def scored(self, spec: SweepSpec, cell: Cell) -> Cell:
+        """Better the higher the ratio, up to where masks no longer fit."""
+        if cell.state is CellState.INFEASIBLE:
+            return cell
+        metrics = {spec.objective.metric: cell.point[RATIO]}
+        return cell.model_copy(update={"state": CellState.SUCCEEDED, "metrics": metrics})
+
+    def pruned_above(self, spec: SweepSpec, cell: Cell, noise: float) -> Cell:
+        state = CellState.PRUNED if cell.point[NOISE] > noise else CellState.SUCCEEDED
+        metrics = {spec.objective.metric: cell.point[NOISE]}
+        return cell.model_copy(update={"state": state, "metrics": metrics, "pruned_epoch": 1})
+
+
 def test_lists_can_be_chosen_from() -> None:
     axis = {"masking.target.scale": {"choice": [[0.2, 0.35], [0.25, 0.4]]}}
     spec = adaptive(2, space=axis)
@@ -156,7 +189,10 @@ class TestStudy:
     def test_a_limit_leaves_samples_undrawn(self, caplog: Any) -> None:
         write_json(start().folder.limits, {"trials": 2})
         runs = Runs()
-        assert self.study(adaptive(6), runs) is Exit.FAILED
+        with pytest.raises(SpecError, match=r"limits\.trials: 2: the study has 6 runs"):
+            self.study(adaptive(6), runs)
+        Ledger(start().folder).plan(propose(adaptive(6), []))  # lowered while it went on
+        assert self.study(adaptive(6), runs) is Exit.OK
         assert len(runs.done) == 2
         assert "4 runs did not start: limits.trials (2) is reached" in caplog.text
 

@@ -85,11 +85,22 @@ def test_masks_that_cannot_be_drawn_are_infeasible() -> None:
         run_at(spec, {"masking.min_keep": 12}, seed=0, name="x")
 
 
-def test_any_other_problem_names_the_point() -> None:
+def test_fields_that_do_not_fit_together_are_infeasible() -> None:
     spec = sweep(space={"optim.epochs": {"int": [1, 3]}}, search={"kind": "random", "samples": 2})
-    with pytest.raises(SpecError, match="epochs=1 warmup_epochs=5") as caught:
+    with pytest.raises(Infeasible, match=r"optim.warmup_epochs: 5"):
         run_at(spec, {"optim.epochs": 1, "optim.warmup_epochs": 5.0}, seed=0, name="x")
-    assert caught.value.problems[0].path == ("space",)
+    patches = sweep(space={"model.patch_size": {"grid": [4, 16]}})
+    states = {cell.point["model.patch_size"]: cell.state for cell in plan(patches)}
+    assert states == {4: CellState.PENDING, 16: CellState.INFEASIBLE}
+
+
+def test_a_ratio_replaces_a_scale_that_does_not_fit() -> None:
+    target = {"count": 2, "scale": [0.15, 0.2]}
+    spec = sweep(space={"masking.target": {"grid": [target]}, RATIO: {"grid": [0.6]}})
+    with pytest.raises(Infeasible):
+        run_at(spec, {"masking.target": target}, seed=0, name="x")
+    run = run_at(spec, {"masking.target": target, RATIO: 0.6}, seed=0, name="x")
+    assert effective_ratio(run.masking, run.grid) == pytest.approx(0.6, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -160,11 +171,6 @@ class TestSobol:
         assert self.drawn(4) != self.drawn(4, seed=1)
 
 
-def test_studies_that_cannot_be_are_refused() -> None:
-    with pytest.raises(SpecError, match="the study has 6 runs"):
-        plan(comparison(limits={"trials": 5}))
-    search = {"kind": "optuna", "samples": 30}
-    with pytest.raises(SpecError, match="the study has 120 runs"):
-        plan(sweep(search=search, replicates=4))
+def test_a_sweep_of_which_nothing_can_run_is_refused() -> None:
     with pytest.raises(SpecError, match="no point can run"):
         plan(sweep(space={RATIO: {"grid": [0.1, 0.99]}}))

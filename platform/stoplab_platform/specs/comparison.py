@@ -68,6 +68,14 @@ class ComparisonSpec(Spec):
         """The arm that the others are compared with."""
         return next(iter(self.arms))
 
+    def num_runs(self) -> int:
+        """Runs of the whole study."""
+        return len(self.arms) * len(self.seeds)
+
+    def most_at_once(self) -> int:
+        """Runs that may go on side by side: all."""
+        return self.num_runs()
+
     def arm(self, name: str, seed: int) -> RunSpec:
         """The run of one arm in one block."""
         ending = f"-{name[:60]}-s{seed}"
@@ -83,17 +91,7 @@ class ComparisonSpec(Spec):
         """Two arms, two different seeds, overrides that fit, a metric that is measured."""
         if len(self.arms) < 2:
             yield Problem(("arms",), f"needs two arms or more; got {list(self.arms)}")
-        if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
-            yield Problem(("seeds",), f"{list(self.seeds)}: give two different seeds or more")
-        if not all(0 <= seed < 2**31 for seed in self.seeds):
-            yield Problem(("seeds",), f"{list(self.seeds)}: seeds lie in 0 to 2^31 - 1")
-        looks = self.primary.looks
-        if looks and len(self.seeds) > looks[-1]:
-            yield Problem(
-                ("seeds",),
-                f"{len(self.seeds)} seeds: the last planned look is at {looks[-1]} blocks",
-                (("primary", "looks"),),
-            )
+        yield from self._seed_problems()
         for name, changes in self.arms.items():
             if "seed" in changes:
                 yield Problem(("arms", name, "seed"), "arms share the block's seed; leave it out")
@@ -109,6 +107,19 @@ class ComparisonSpec(Spec):
                 f"{self.primary.metric!r} is not measured; give val/ or test/ and one of "
                 f"{list(self.base.metrics())}",
                 (("base", "evals"),),
+            )
+
+    def _seed_problems(self) -> Iterator[Problem]:
+        if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
+            yield Problem(("seeds",), f"{list(self.seeds)}: give two different seeds or more")
+        if not all(0 <= seed < 2**31 for seed in self.seeds):
+            yield Problem(("seeds",), f"{list(self.seeds)}: seeds lie in 0 to 2^31 - 1")
+        looks = self.primary.looks
+        if looks and len(self.seeds) > looks[-1]:
+            yield Problem(
+                ("seeds",),
+                f"{len(self.seeds)} seeds: the last planned look is at {looks[-1]} blocks",
+                (("primary", "looks"),),
             )
 
 

@@ -18,6 +18,16 @@ CHANGEABLE = ("optim.", "positions.noise_std", "masking.", MASKING_RATIO)
 """Beginnings of fields that a run may change on its way."""
 FIXED = ("optim.epochs", "optim.batch_size", "optim.betas", "masking.kind")
 """Among those, what its steps are counted by, its optimiser keeps, or is another method."""
+NO_AXES = {
+    "name": "every run has a name of its own",
+    "kind": "a sweep holds runs",
+    "spec_version": "a sweep has one format",
+    "tracking": "all runs of a sweep stand together in the tracker",
+    "compute": "all runs of a sweep get the same resources",
+}
+"""Fields that cannot be varied, or hold nothing that can; and why."""
+COMPUTE_AXES = ("compute.precision", "compute.threads", "compute.compile")
+"""Fields below `compute` that can be varied: they take no other resources."""
 
 
 class Axis(Spec):
@@ -56,9 +66,15 @@ class Axis(Spec):
             yield Problem((name,), f"{list(value)} must be [low, high]{floor} with low <= high")
 
     def examples(self) -> tuple[Any, ...]:
-        """Values to check a field by: all listed ones, or the two ends."""
+        """All listed values, or the two ends of a range."""
         way = self.grid or self.choice or self.uniform or self.loguniform or self.int_
         return tuple(way or ())
+
+    def probes(self) -> tuple[Any, ...]:
+        """Values to check a field by: the examples, and one of what a range draws inside."""
+        low_high = self.uniform or self.loguniform
+        inside = () if low_high is None else (low_high[0] + (low_high[1] - low_high[0]) / math.e,)
+        return (*self.examples(), *inside)
 
 
 class SearchSpec(Spec):
@@ -145,8 +161,8 @@ class SweepSpec(Spec):
     base: RunSpec
     """The run that is varied; in a YAML file also a path to one, relative to the file."""
     space: dict[str, Axis]
-    """Dotted field of the RunSpec to axis; `masking_ratio` sets the block scales to reach an
-    effective masked fraction."""
+    """Dotted field of the RunSpec to axis; `masking_ratio` moves `masking.target.scale` (of random
+    masking the ratio) to where the effective masked fraction is the wished one."""
     search: SearchSpec = SearchSpec()
     """How points are chosen."""
     scheduler: SchedulerSpec = SchedulerSpec()
@@ -173,6 +189,17 @@ class SweepSpec(Spec):
             )
         elif self.scheduler.kind != "none":
             yield from self._scheduler_problems()
+
+    def num_runs(self) -> int:
+        """Runs of the whole study: points times replicates; of a population, all its legs."""
+        points = self.search.samples
+        if points is None:
+            points = math.prod(len(axis.examples()) for axis in self.space.values())
+        return points * self.replicates * self.generations()
+
+    def most_at_once(self) -> int:
+        """Runs that may go on side by side: all, of a population one leg of each member."""
+        return self.num_runs() // self.generations()
 
     def _scheduler_problems(self) -> Iterator[Problem]:
         if self.scheduler.kind == "pbt":
@@ -243,7 +270,14 @@ class SweepSpec(Spec):
             if not all(isinstance(v, (int, float)) and 0 < v < 1 for v in axis.examples()):
                 yield Problem(at, f"{list(axis.examples())}: ratios must lie inside (0, 1)")
             return
-        for value in axis.examples():
+        if (reason := _no_axis(path)) is not None:
+            yield Problem(at, f"cannot be varied: {reason}")
+            return
+        yield from self._value_problems(path, axis)
+
+    def _value_problems(self, path: str, axis: Axis) -> Iterator[Problem]:
+        at = ("space", path)
+        for value in axis.probes():
             try:
                 applied(self.base, {path: value}, RunSpec)
             except SpecError as error:
@@ -254,3 +288,10 @@ class SweepSpec(Spec):
                         yield Problem(at, problem.message)
                     elif path.startswith(problem.dotted) and not problem.involves:
                         yield Problem(at, f"{path}: {problem.message}")
+
+
+def _no_axis(path: str) -> str | None:
+    """Why a field cannot be an axis; None where it can."""
+    if path in COMPUTE_AXES:
+        return None
+    return NO_AXES.get(path.partition(".")[0])
