@@ -56,19 +56,26 @@ class Choice:
 def in_order(cells: Sequence[Cell], sort: str) -> list[Cell]:
     """By a field, a swept field or a metric; `-` before it turns the order round.
 
-    Cells without it come last either way.
+    Cells without it come last either way. ValueError for what is no field of theirs; a metric
+    (`split/name`) may still come.
     """
     name, descending = sort.removeprefix("-"), sort.startswith("-")
     if name in FIELDS:
         return sorted(cells, key=FIELDS[name], reverse=descending)
     known = [cell for cell in cells if _key(cell, name) is not None]
+    if cells and not known and "/" not in name:
+        there = sorted({path for cell in cells for path in cell.point})
+        raise ValueError(f"{name!r} is none of {[*FIELDS, *there]}, nor a metric as val/knn_top1")
     rest = [cell for cell in cells if _key(cell, name) is None]
     return sorted(known, key=lambda cell: _key(cell, name) or (), reverse=descending) + rest
 
 
 def rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[Any]]]:
-    """Head and body: a row a cell, a column for each swept field and metric."""
-    fields = sorted({name for cell in cells for name in cell.point})
+    """Head and body: a row a cell, a column for each swept field and metric.
+
+    A swept `seed` has no column of its own: the cell's seed is the replicate's.
+    """
+    fields = sorted({name for cell in cells for name in cell.point} - set(HEAD))
     legs = LEG if any(cell.generation is not None for cell in cells) else ()
     metrics = sorted({name for cell in cells for name in cell.metrics})
     body = [

@@ -30,6 +30,10 @@ def delta_of(
     alone. Somewhere on a surface without any gain such a place is found more often than once in
     twenty. It is null, with `beyond_doubt_reason`, where the spread from seed to seed is unknown:
     a Gaussian process through single runs takes their luck for the surface.
+
+    All differences at one ratio share the runs without noise there. So half of a difference's
+    variance is its own, and half is common to them all: the fit is told of the first, and the
+    second, which it would take for surface, is added to what it says.
     """
     measured, anchors = _differences(points)
     ratios = {point.ratio for point in measured}
@@ -40,10 +44,13 @@ def delta_of(
     known = pooled([list(point.values.values()) for point in measured])
     inputs = np.array([point.place for point in measured] + anchors)[:, columns]
     means = np.array([point.mean for point in measured] + [0.0] * len(anchors))
+    halves = None if known is None else [known[0] / (2 * len(p.values)) for p in measured]
     # Without noise there is no difference, whatever the runs say.
-    errors = [known[0] / len(p.values) for p in measured] + [0.0] * len(anchors) if known else None
-    fit = Fit.of(inputs, means, None if errors is None else np.array(errors))
+    own = None if halves is None else np.array(halves + [0.0] * len(anchors))
+    fit = Fit.of(inputs, means, own)
     mean, std = fit.at(grid[:, columns])
+    if halves is not None:
+        std = np.sqrt(std**2 + _common(fit.weights(grid[:, columns]), measured, halves))
     found = NO_DELTA | {
         "delta": {"mean": plain(mean.reshape(shape)), "std": plain(std.reshape(shape))},
         "delta_points": [point.plain() for point in measured],
@@ -51,8 +58,24 @@ def delta_of(
     if known is None:
         reason = "one run a place tells nothing of the spread from seed to seed; raise replicates"
         return found | {"beyond_doubt_reason": reason}
+    if known[0] == 0:
+        reason = "no difference varies from seed to seed, as those of different runs would"
+        return found | {"beyond_doubt_reason": reason}
     sure = (sign * mean - reach(known[1]) * std).reshape(shape) > 0
     return found | {"beyond_doubt": sure.tolist()}
+
+
+def _common(weights: Floats, measured: Sequence[Point], variances: Sequence[float]) -> Floats:
+    """Variance [places] that the runs without noise bring in, which all points of a ratio share.
+
+    ``weights`` [places, points]: how much each point counts at each place.
+    """
+    ratios = np.array([point.ratio for point in measured])
+    found: Floats = np.zeros(len(weights))
+    for ratio in np.unique(ratios):
+        here = np.flatnonzero(ratios == ratio)
+        found += weights[:, here].sum(axis=1) ** 2 * np.mean([variances[i] for i in here])
+    return found
 
 
 def _differences(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float]]]:

@@ -13,13 +13,13 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import linalg, optimize, stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 Floats = NDArray[np.float64]
 
-BOUNDS = (1e-4, 1e4)  # far beyond what the priors let happen
+BOUNDS = (1e-6, 1e4)  # far beyond what the priors let happen
 SCALE, SCALE_SPREAD = 0.5, 0.7  # of length scales, in the unit square; spread in logarithms
 HEIGHT_SPREAD = 1.0  # of the kernel's variance, about that of the values
 NOISE, NOISE_SPREAD = 0.05, 1.0  # share of the values' variance that is no surface
@@ -63,6 +63,13 @@ class Fit:
         noise = self.regressor.kernel_.get_params().get("k2__noise_level", 0.0)
         variance = np.clip(std**2 - noise, 0.0, None)
         return self.centre + self.height * mean, self.height * np.sqrt(variance)
+
+    def weights(self, inputs: Floats) -> Floats:
+        """How much each fitted value counts for the mean at ``inputs`` [places, n]."""
+        unit = (inputs - self.low) / self.width
+        against = self.regressor.kernel_(unit, self.regressor.X_train_)
+        found: Floats = linalg.cho_solve((self.regressor.L_, True), against.T).T
+        return found
 
 
 def expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:

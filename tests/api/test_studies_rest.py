@@ -105,6 +105,7 @@ class TestTrials:
         [
             "state=DONE",
             "sort=a b",
+            "sort=nois",
             "order=seed",
             "point=noise",
             "min=val/loss:much",

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.trials import Choice, as_csv, as_parquet, in_order
+from stoplab_platform.trials import Choice, as_csv, as_parquet, in_order, rows
 
 NOISE, SCALE = "positions.noise_std", "masking.target.scale"
 
@@ -61,6 +61,19 @@ def test_a_choice(wanted: dict[str, Any], names: str) -> None:
 )
 def test_an_order(sort: str, names: str) -> None:
     assert "".join(one.id for one in in_order(CELLS, sort)) == names
+
+
+def test_an_order_by_nothing_that_is_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="'nois' is none of"):
+        in_order(CELLS, "nois")
+    assert in_order(CELLS, "val/not_yet") == list(CELLS)
+
+
+def test_a_swept_seed_does_not_hide_the_runs_seed() -> None:
+    cells = [cell.model_copy(update={"point": {"seed": 7}}) for cell in CELLS]
+    head, body = rows(cells)
+    assert head.count("seed") == 1
+    assert [row[head.index("seed")] for row in body] == [cell.seed for cell in cells]
 
 
 def test_the_csv_has_a_row_a_cell_and_a_column_a_number() -> None:

@@ -82,7 +82,11 @@ def list_trials(
     folder = lab.settings.folders.job(job.id)
     every = Ledger(folder).cells()
     choice = Choice(state, arm, seed, _values(point), _bounds("min", min), _bounds("max", max))
-    cells = in_order([cell for cell in every if choice.takes(cell)], sort)
+    chosen = [cell for cell in every if choice.takes(cell)]
+    try:
+        cells = in_order(chosen, sort)
+    except ValueError as error:
+        raise ApiProblem(Code.MALFORMED_REQUEST, f"sort: {error}") from error
     match reports.wanted(request, format, TRIAL_FORMATS):
         case "csv":
             return _table(as_csv(cells).encode(), "csv", job)
