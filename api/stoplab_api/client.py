@@ -186,10 +186,12 @@ class Client:
         arms: Sequence[str] = (),
         seeds: Sequence[int] = (),
         point: Sequence[str] = (),
+        least: Sequence[str] = (),
+        most: Sequence[str] = (),
         sort: str = "index",
     ) -> TrialListBody:
-        """The cells of a sweep or comparison; ``point`` holds words as `field:value`."""
-        params = _trial_params(states, arms, seeds, point, sort)
+        """The cells of a study: ``point`` holds words as `field:value`, bounds `metric:value`."""
+        params = _trial_params(states, arms, seeds, point, least, most, sort)
         answer = self._api.get(f"/v1/jobs/{job_id}/trials", params)
         return TrialListBody.model_validate_json(answer.content)
 
@@ -202,10 +204,13 @@ class Client:
         arms: Sequence[str] = (),
         seeds: Sequence[int] = (),
         point: Sequence[str] = (),
+        least: Sequence[str] = (),
+        most: Sequence[str] = (),
         sort: str = "index",
     ) -> bytes:
         """The cells as a file."""
-        params = {**_trial_params(states, arms, seeds, point, sort), "format": format}
+        params = _trial_params(states, arms, seeds, point, least, most, sort)
+        params["format"] = format
         return self._api.get(f"/v1/jobs/{job_id}/trials", params).content
 
     def comparison(self, job_id: str) -> dict[str, Any]:
@@ -295,9 +300,13 @@ def _trial_params(
     arms: Sequence[str],
     seeds: Sequence[int],
     point: Sequence[str],
+    least: Sequence[str],
+    most: Sequence[str],
     sort: str,
 ) -> dict[str, Any]:
-    lists = {"state": states, "arm": arms, "seed": seeds, "point": point}
+    lists = {
+        "state": states, "arm": arms, "seed": seeds, "point": point, "min": least, "max": most
+    }  # fmt: skip
     return {**{name: list(values) for name, values in lists.items()}, "sort": sort}
 
 

@@ -74,7 +74,7 @@ def _common(weights: Floats, measured: Sequence[Point], variances: Sequence[floa
     found: Floats = np.zeros(len(weights))
     for ratio in np.unique(ratios):
         here = np.flatnonzero(ratios == ratio)
-        found += weights[:, here].sum(axis=1) ** 2 * np.mean([variances[i] for i in here])
+        found += weights[:, here].sum(axis=1) ** 2 * np.asarray(variances)[here].mean()
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -81,12 +82,21 @@ class TestTrials:
         one = json.loads(stoplab(*words, "--point", f"{NOISE}:0.2", "--seed", 0).stdout)
         assert [item["id"] for item in one["items"]] == ["p1-s0"]
         assert json.loads(stoplab(*words, "--arm", "other").stdout)["items"] == []
+        bounded = json.loads(stoplab(*words, "--min", "val/knn_top1:0.6").stdout)
+        assert [item["id"] for item in bounded["items"]] == ["p2-s0"]
+        assert json.loads(stoplab(*words, "--max", "val/knn_top1:0.4").stdout)["items"] == []
 
     def test_as_csv(self, sweep: dict[str, Any]) -> None:
         told = stoplab("jobs", "trials", sweep["id"], "--csv", "--state", "SUCCEEDED").stdout
         (row,) = csv.DictReader(io.StringIO(told))
         assert (row["cell"], row["val/knn_top1"]) == ("p0-s0", "0.5")
         stoplab("jobs", "trials", sweep["id"], "--csv", "--json", code=2)
+
+    def test_as_a_parquet_file(self, sweep: dict[str, Any], tmp_path: Path) -> None:
+        file = tmp_path / "trials.parquet"
+        stoplab("jobs", "trials", sweep["id"], "--parquet", file, "--sort", "-index")
+        assert parquet.read_table(file)["cell"].to_pylist() == ["p2-s0", "p1-s0", "p0-s0"]
+        stoplab("jobs", "trials", sweep["id"], "--parquet", file, "--csv", code=2)
 
     def test_watched_to_the_end(self, api: Api, sweep: dict[str, Any]) -> None:
         found: list[Result] = []

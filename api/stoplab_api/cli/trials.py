@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,26 +38,39 @@ def trials(
         list[str] | None,
         typer.Option(metavar="FIELD:VALUE", help="With this value of a swept field."),
     ] = None,
+    least: Annotated[
+        list[str] | None,
+        typer.Option("--min", metavar="METRIC:VALUE", help="With at least so much of a metric."),
+    ] = None,
+    most: Annotated[
+        list[str] | None,
+        typer.Option("--max", metavar="METRIC:VALUE", help="With at most so much of a metric."),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--watch", help="Show them as they come, until the job ends.")
     ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    parquet: Annotated[Path | None, typer.Option(help="Write them to this Parquet file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the runs of a sweep or comparison."""
-    if as_csv and as_json:
-        raise bad_input("give --csv or --json, not both")
+    if as_csv + as_json + (parquet is not None) > 1:
+        raise bad_input("give one of --csv, --json and --parquet")
     wanted: dict[str, Any] = {
         "states": [word.upper() for word in state or ()],
         "arms": arm or (),
         "seeds": seed or (),
         "point": point or (),
+        "least": least or (),
+        "most": most or (),
         "sort": sort,
     }
     with connect() as client:
         ended = _followed(client, job_id, wanted) if follow else None
         if as_csv:
             typer.echo(client.trial_table(job_id, "csv", **wanted).decode(), nl=False)
+        elif parquet is not None:
+            parquet.write_bytes(client.trial_table(job_id, "parquet", **wanted))
         elif as_json:
             print_json(client.trials(job_id, **wanted))
         else:
