@@ -1,4 +1,4 @@
-"""Reading what ships: Dockerfiles, the compose file, and Kubernetes manifests as kustomize builds them."""
+"""Reading what ships: Dockerfiles, the compose file, manifests as kustomize builds them."""
 
 from __future__ import annotations
 
@@ -147,13 +147,11 @@ def lab_postgres() -> Iterator[Path]:
         control = ["pg_ctl", "-D", data, "-w"]
         subprocess.run([*control, "-l", log, "-o", listen, "start"], **quiet)
         try:
-            here = {"PGHOST": place, "PGPORT": str(port), "SECRETS": str(secrets)}
-            script = DOCKER / "k8s/base/init-databases.sh"
-            subprocess.run([script], env={**os.environ, **here}, check=True)
+            env = {**os.environ, "PGHOST": place, "PGPORT": str(port), "SECRETS": str(secrets)}
+            subprocess.run([DOCKER / "k8s/base/init-databases.sh"], env=env, check=True)
             for path in secrets.glob("*_db"):
-                text = path.read_text().replace(
-                    "host=postgres\nport=5432", f"host=127.0.0.1\nport={port}"
-                )
+                here = f"host=127.0.0.1\nport={port}"
+                text = path.read_text().replace("host=postgres\nport=5432", here)
                 path.unlink()
                 path.write_text(text)
             yield secrets

@@ -68,11 +68,8 @@ def test_the_builder_is_sent_what_an_image_takes_and_no_more(path: Path) -> None
     sources = Dockerfile.read(path).sources()
     # The wheel is built first; the folder may not be there yet.
     assert [s for s in sources - {"dist"} if not (HOUSE / s).exists()] == []
-    first, *let_in = (
-        line
-        for line in (HOUSE / ".dockerignore").read_text().split("\n")
-        if line[:1] not in ("#", "")
-    )
+    lines = (HOUSE / ".dockerignore").read_text().splitlines()
+    first, *let_in = (line for line in lines if not line.startswith("#"))
     assert first == "*"
     assert sources <= {"dist", *(line.removeprefix("!") for line in let_in)}
 

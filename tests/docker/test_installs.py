@@ -79,16 +79,14 @@ def server(
             [program, *command[1:]], env=env, cwd=log.parent, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
-    try:
+
+    def settled() -> bool:
         probe = [sys.executable, DOCKER / "probe.py", health]
-        wait_for(
-            lambda: (
-                process.poll() is not None
-                or subprocess.run(probe, stderr=subprocess.DEVNULL).returncode == 0
-            ),
-            health,
-            START_S,
-        )
+        asked = subprocess.run(probe, stderr=subprocess.DEVNULL, check=False)
+        return asked.returncode == 0 or process.poll() is not None
+
+    try:
+        wait_for(settled, health, START_S)
         assert process.poll() is None, log.read_text()
         yield
     finally:

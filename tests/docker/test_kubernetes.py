@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -95,9 +94,8 @@ def test_only_rays_head_speaks_with_the_cluster(everything: Manifests) -> None:
 def test_what_is_named_exists(everything: Manifests) -> None:
     have = {(m["kind"], m["metadata"]["name"]) for m in everything}
     wanted = {want for _, template in templates(everything) for want in references(template)}
-    wanted.add(
-        ("Secret", named(everything, "RayCluster", "ray")["spec"]["authOptions"]["secretName"])
-    )
+    ray = named(everything, "RayCluster", "ray")["spec"]
+    wanted.add(("Secret", ray["authOptions"]["secretName"]))
     assert wanted - have == set()
     assert {m["metadata"].get("namespace") for m in everything if m["kind"] != "Namespace"} == {
         "stoplab"
@@ -156,10 +154,9 @@ class TestApi:
     def test_it_is_told_how_far_ray_can_grow(self, lab: Manifests) -> None:
         (api,) = named(lab, "Deployment", "api")["spec"]["template"]["spec"]["containers"]
         env = {entry["name"]: entry["value"] for entry in api["env"]}
-        groups = named(lab, "RayCluster", "ray")["spec"]["workerGroupSpecs"]
         most = [
-            (g["maxReplicas"], g["template"]["spec"]["containers"][0]["resources"]["limits"])
-            for g in groups
+            (group["maxReplicas"], containers(group["template"])[0]["resources"]["limits"])
+            for group in named(lab, "RayCluster", "ray")["spec"]["workerGroupSpecs"]
         ]
         assert int(env["STOPLAB_CAPACITY_CPUS"]) == sum(n * int(has["cpu"]) for n, has in most)
         assert int(env["STOPLAB_CAPACITY_GPUS"]) == sum(
@@ -168,11 +165,15 @@ class TestApi:
 
 
 def test_jobs_are_seen_by_the_api_and_by_every_node_of_ray(lab: Manifests) -> None:
-    assert named(lab, "PersistentVolumeClaim", "jobs")["spec"]["accessModes"] == ["ReadWriteMany"]
-    place = {"name": "jobs", "mountPath": "/var/lib/stoplab/jobs"}
-    seen = {n for n, t in templates(lab) if place in t["spec"]["containers"][0]["volumeMounts"]}
     ray = {n for n, _ in templates(lab) if n.startswith("RayCluster")}
-    assert seen == {"Deployment/api", *ray}
+    for name, mount in (
+        ("jobs", {"name": "jobs", "mountPath": "/var/lib/stoplab/jobs"}),
+        ("data", {"name": "data", "mountPath": "/data", "readOnly": True}),
+    ):
+        claim = named(lab, "PersistentVolumeClaim", name)["spec"]
+        assert claim["accessModes"] == ["ReadWriteMany"]
+        seen = {n for n, t in templates(lab) if mount in t["spec"]["containers"][0]["volumeMounts"]}
+        assert seen == {"Deployment/api", *ray}
 
 
 def test_mlflow_lets_in_every_name_it_is_called_by_with_its_port(everything: Manifests) -> None:
