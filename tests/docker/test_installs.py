@@ -14,6 +14,7 @@ import venv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import ZipFile
 
 import httpx
 import pytest
@@ -92,6 +93,11 @@ def server(
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
+
+
+def test_the_wheel_brings_the_base_of_the_rayjob(dist: Path) -> None:
+    (wheel,) = dist.glob("stoplab-*.whl")
+    assert "stoplab_trainers/configs/digits.yaml" in ZipFile(wheel).namelist()
 
 
 def test_the_api_has_no_torch(api: Path) -> None:

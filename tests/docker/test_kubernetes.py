@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import base64
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 
+from stoplab_platform.specs import SweepSpec, load_spec
 from support_kuberay import RAY_CLUSTER, RAY_JOB
 from support_shipping import HOUSE, containers, kustomized, pod_templates
 
@@ -131,6 +138,22 @@ def test_images_have_one_version(everything: Manifests) -> None:
     pins = (HOUSE / "constraints.txt").read_text().splitlines()
     ray = named(everything, "RayCluster", "ray")["spec"]["rayVersion"]
     assert f"ray=={ray}" in pins
+
+
+def test_the_rayjob_runs_a_sweep(sweep: Manifests, tmp_path: Path) -> None:
+    """Its script, cut into words as KubeRay does, with the spec printed and not run."""
+    shell, flag, script = shlex.split(named(sweep, "RayJob", "noise")["spec"]["entrypoint"])
+    assert (shell, flag) == ("sh", "-c")
+    lines = script.replace("exec python -m stoplab_sweeps.main", "cat")
+    assert lines != script
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    env = {**os.environ, "PATH": path, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([shell, flag, lines], env=env, check=True, capture_output=True, text=True)
+    configs = Path(yaml.safe_load(done.stdout)["base"])
+    assert configs.parts[-3:] == ("stoplab_trainers", "configs", "digits.yaml")  # as in a wheel
+    here = done.stdout.replace(str(configs), str(HOUSE / "trainers/configs/digits.yaml"))
+    (tmp_path / "spec.yaml").write_text(here)
+    assert isinstance(load_spec(tmp_path / "spec.yaml"), SweepSpec)
 
 
 class TestApi:
