@@ -182,7 +182,10 @@ def test_half_blocks_unlike_draws_and_baselines_are_warned_of() -> None:
     half = result(comparison(), cells()[:-1])["warnings"]
     assert half[1] == "half blocks are shown and left out: 2 (no stochastic)"
     arms = {"some": {}, "more": {"masking.target.count": 4}}
-    other = [finished(arm, s, v) for s in range(6) for arm, v in (("some", 0.5), ("more", s / 9))]
+    other = [
+        finished(arm, s, v, certificate={**certificate(s), "masks": arm})
+        for s in range(6) for arm, v in (("some", 0.5), ("more", s / 9))
+    ]  # fmt: skip
     told = result(comparison(arms=arms, seeds=list(range(6))), other, notes=["and more"])[
         "warnings"
     ]

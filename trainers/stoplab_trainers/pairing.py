@@ -16,6 +16,7 @@ import torch
 from stoplab_trainers.checkpoint import weights_sha256
 from stoplab_trainers.data.loader import Batch
 from stoplab_trainers.masking import TensorMasks
+from stoplab_trainers.model.jepa import of_positions
 
 STEPS = 100
 STREAMS = ("samples", "crops", "masks")
@@ -25,7 +26,7 @@ class PairingRecord:
     """Hashes of the initial weights and, of rank 0, of sample ids, crops and masks."""
 
     def __init__(self, initial_weights: Mapping[str, torch.Tensor]) -> None:
-        self._init = weights_sha256(initial_weights)
+        self._init = _init_hashes(initial_weights)
         self._digests: dict[str, list[str]] = {stream: [] for stream in STREAMS}
 
     def add(self, batch: Batch, masks: TensorMasks, total_steps: int) -> None:
@@ -44,18 +45,33 @@ class PairingRecord:
             self._digests[stream].append(digest.hexdigest())
 
     def certificate(self) -> dict[str, str]:
-        """One hash a stream: `init`, `samples`, `crops`, `masks`."""
+        """One hash a stream: `init`, `samples`, `crops`, `masks`.
+
+        Of `init` also its parts, by which runs of unlike positions can be compared:
+        `init/shared`, the weights that all positions have, and `init/NAME` for each other one.
+        """
         streams = {
             stream: hashlib.sha256("".join(digests).encode()).hexdigest()
             for stream, digests in self._digests.items()
         }
-        return {"init": self._init, **streams}
+        return {**self._init, **streams}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"init": self._init, "digests": copy.deepcopy(self._digests)}
+        return {"init": dict(self._init), "digests": copy.deepcopy(self._digests)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._init = state["init"]
+        init = state["init"]
+        self._init = {"init": init} if isinstance(init, str) else dict(init)  # str: before parts
         self._digests = copy.deepcopy(dict(state["digests"]))
+
+
+def _init_hashes(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    shared = {name: value for name, value in weights.items() if not of_positions(name)}
+    own = {name: value for name, value in weights.items() if of_positions(name)}
+    return {
+        "init": weights_sha256(weights),
+        "init/shared": weights_sha256(shared),
+        **{f"init/{name}": weights_sha256({name: value}) for name, value in own.items()},
+    }

@@ -34,6 +34,7 @@ from stoplab_trainers.hooks import (
     spelled,
 )
 from stoplab_trainers.loop import Run, StepReport, World, precision, train
+from stoplab_trainers.pairing import PairingRecord
 from stoplab_trainers.scores import Final, Scores
 
 log = logging.getLogger("stoplab.train")
@@ -229,6 +230,7 @@ def _start(run: Run, folder: RunFolder, owner: Mapping[str, str], leg: Leg | Non
         _, state = checkpoint.load(Path(run.spec.model.init_from), identity=None)
         run.model.load_state_dict(state["model"])
         run.target.load_state_dict(state["target"])
+        run.record = PairingRecord(run.model.state_dict())
         log.info("weights from %s", run.spec.model.init_from)
 
 
