@@ -10,6 +10,7 @@ from scipy import stats
 
 from stoplab_platform.errors import SpecError
 from stoplab_platform.specs.comparison import Spending
+from stoplab_sweeps import cells
 from stoplab_sweeps.compare import compare, result
 from stoplab_sweeps.paired import difference
 from stoplab_sweeps.sequential import levels, spent
@@ -79,10 +80,27 @@ def test_two_looks_by_hand() -> None:
     assert (early | late).mean() == pytest.approx(0.05, abs=5e-4)
 
 
-@pytest.mark.parametrize("looks", [(2, 3, 4, 5), (2, 60), (6,)])
+THIN = [
+    (2, 4, 6, 8, 10, 50), (3, 6, 9, 12, 15, 50), (3, 6, 9, 12, 15, 100), (5, 6, 7, 8, 9, 50),
+    (5, 7, 9, 11, 13, 100),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("looks", [(2, 3, 4, 5), (2, 60), (6,), *THIN])
 @pytest.mark.parametrize("spending", SPENDINGS)
 def test_levels_are_numbers_for_odd_plans(looks: tuple[int, ...], spending: Spending) -> None:
-    assert all(0 < level <= 0.05 for level in levels(looks, spending))
+    found = levels(looks, spending)
+    assert all(0 < level <= 0.05 for level in found)
+    spends = np.diff([0, *(spent(n / looks[-1], spending, 0.05) for n in looks)])
+    assert all(level >= wanted * (1 - 1e-9) for level, wanted in zip(found, spends, strict=True))
+
+
+def test_levels_are_known_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(cells, "levels", lambda *plan: asked.append(plan))
+    primary = {"metric": "test/knn_top1", "looks": [2, 4], "spending": "pocock"}
+    cells.plan(comparison(primary=primary, seeds=[0, 1, 2]))
+    assert asked == [((2, 4), "pocock", 0.05)]
 
 
 def test_a_level_of_nothing_decides_nothing() -> None:
@@ -138,17 +156,17 @@ def test_the_last_look_is_final() -> None:
 
 def test_a_study_reads_its_looks_from_the_spec() -> None:
     primary = {"metric": "test/knn_top1", "looks": [2, 4], "spending": "pocock"}
-    cells = [
+    done = [
         finished(arm, seed, 0.5 + seed / 50 + gap * (1 + seed / 5))
         for seed in (0, 1, 2)
         for arm, gap in (("deterministic", 0.0), ("stochastic", 0.1))
     ]
-    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), cells)
+    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), done)
     assert judged["sequential"]["spending"] == "pocock"
     assert (judged["sequential"]["look"], judged["verdict"]) == (None, "inconclusive")
-    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), cells[:4])
+    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), done[:4])
     assert judged["sequential"]["look"] == 1
-    assert result(comparison(), cells)["sequential"] is None
+    assert result(comparison(), done)["sequential"] is None
 
 
 @pytest.mark.parametrize("looks", [[], [1, 4], [4, 4], [5, 3], [2], [4, 501]])
