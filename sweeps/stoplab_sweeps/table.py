@@ -23,6 +23,7 @@ from stoplab_sweeps.report import comparison_table
 from stoplab_sweeps.wording import sentence, warnings
 
 REFERENCE = "deterministic"
+LARGEST = 1e100  # whose squares and their sums are numbers still
 UNKNOWN: dict[str, Any] = {"certificate": None, "baseline": None, "context": {}, "per_image": None}
 """What a table does not tell."""
 
@@ -147,18 +148,24 @@ def _gather(
         seen[block, arm] = line
         try:
             values.setdefault(block, {})[arm] = _value(text)
-        except ValueError:
-            problems.append(Problem(("metric",), f"row {line}: {text!r} is no finite number"))
+        except ValueError as error:
+            where = f"row {line}, column {columns['metric']!r}"
+            problems.append(Problem(("metric",), f"{where}: {text!r} {error}"))
     if not seen and not problems:
         problems.append(Problem(("file",), "holds no rows below its header"))
     return values, problems
 
 
 def _value(text: str) -> float | None:
-    """An empty cell and NaN are missing values."""
-    value = float(text or "nan")
+    """An empty cell and NaN are missing values; ValueError says what is wrong with another."""
+    try:
+        value = math.nan if "_" in text else float(text or "nan")
+    except ValueError:
+        value = math.inf
     if math.isinf(value) or "_" in text:  # Python alone reads 1_0 as ten
-        raise ValueError(text)
+        raise ValueError("is no finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"is too large; give numbers to {LARGEST:g}")
     return None if math.isnan(value) else value
 
 

@@ -8,9 +8,6 @@ from typing import Any
 
 Judged = Mapping[str, Any]
 
-SAME = 1e-12  # differences closer than this are equal but for rounding
-
-
 def sentence(judged: Judged) -> str:
     """The verdict in plain words, without its full stop; one after the other for several arms."""
     arms = judged["comparisons"].items()
@@ -79,13 +76,12 @@ def _too_few(judged: Judged) -> Iterator[str]:
 
 
 def _no_spread(judged: Judged) -> Iterator[str]:
-    for arm in judged["comparisons"]:
-        deltas = [block["deltas"][arm] for block in judged["blocks"]]
-        known = [delta for delta in deltas if delta is not None]
-        if len(known) > 1 and max(known) - min(known) < SAME:
+    for arm, one in judged["comparisons"].items():
+        low, high = one["ci95"] or (None, None)
+        if low is not None and low == high:
             yield (
-                f"{arm} has the same difference in all {len(known)} blocks: that tells nothing of "
-                "its spread, so neither the interval nor the verdict can be trusted"
+                f"{arm} has the same difference in all {one['n_blocks']} blocks: that tells "
+                "nothing of its spread, so neither the interval nor the verdict can be trusted"
             )
 
 

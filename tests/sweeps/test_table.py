@@ -104,10 +104,10 @@ def test_everything_wrong_is_told_at_once(judge: Judge) -> None:
         "min_effect", "alpha", "metric", "file", "file", "metric",
     ]  # fmt: skip
     messages = [message for _, message in found]
-    assert "row 8: 'high'" in messages[2]
+    assert "row 8, column 'acc': 'high'" in messages[2]
     assert "row 9: block '1', arm 'stochastic' stands in row 5 too" in messages[3]
     assert "row 10" in messages[4]
-    assert "row 11: 'inf'" in messages[5]
+    assert "row 11, column 'acc': 'inf'" in messages[5]
 
 
 def test_missing_columns_and_single_arms(judge: Judge) -> None:
@@ -126,7 +126,20 @@ def test_what_a_table_could_mean_two_ways_is_refused(judge: Judge) -> None:
     ((path, message),) = judge.problems(f"{ROWS}3,stochastic,0,5,x\n")
     assert (path, message) == ("file", "row 8: more fields than the header names")
     ((path, message),) = judge.problems(f"{ROWS}3,stochastic,1_0,x\n")
-    assert (path, message) == ("metric", "row 8: '1_0' is no finite number")
+    assert (path, message) == ("metric", "row 8, column 'acc': '1_0' is no finite number")
+
+
+@pytest.mark.parametrize("large", ["1e308", "-1e308", "1e200", "-1.1e100"])
+def test_numbers_that_nothing_can_be_computed_of_are_refused(judge: Judge, large: str) -> None:
+    ((path, message),) = judge.problems(f"{ROWS}3,stochastic,{large},x\n3,deterministic,0.5,x\n")
+    assert path == "metric"
+    assert message == f"row 8, column 'acc': '{large}' is too large; give numbers to 1e+100"
+
+
+def test_large_numbers_are_judged(judge: Judge) -> None:
+    text = f"{ROWS}3,stochastic,-1e100,x\n3,deterministic,1e100,x\n"
+    judged = judge(text)
+    assert (judged["n_blocks"], judged["verdict"]) == (4, "inconclusive")
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: Any) -> None:
