@@ -63,6 +63,7 @@ def baseline(run: RunSpec) -> str | None:
 
 
 REQUIRED = ("init", "samples", "masks")
+YOUNG = ("judged",)  # streams of which runs of earlier releases left no record
 PART = "/"  # in the name of a part of a stream: init/shared
 _SEVERITY = (EQUAL, SEED_ONLY, BROKEN)
 
@@ -73,6 +74,7 @@ Record = Mapping[str, str]
 def _decided_by(run: RunSpec) -> dict[str, Any]:
     """What of a spec, besides the seed, decides each stream."""
     data, optim, compute = run.data, run.optim, run.compute
+    official = getattr(run.masking, "sampler", "fixed") == "official"
     schedule = (data.train, data.shuffle, optim.batch_size, optim.epochs)
     return {
         "init": (run.model, run.grid),
@@ -80,12 +82,14 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
         "init/": (run.positions.parametrization, getattr(run.positions, "covariance", "learned")),
         "samples": schedule,
         "crops": (schedule, data.image_size, data.crop_scale, data.hflip, data.blur,
-                  data.grayscale),
-        "masks": (schedule, run.masking, run.grid),
+                  data.grayscale, compute.workers),  # hashed worker by worker
+        # The official sampler cuts each worker's masks to the smallest of its own.
+        "masks": (schedule, run.masking, run.grid, compute.workers if official else None),
         "precision": (compute.precision, compute.gpus_per_worker > 0),
         "threads": compute.resolved_threads,
         "device": compute.gpus_per_worker > 0,
         "data": data.train,
+        "judged": data.image_size,
     }  # fmt: skip
 
 
@@ -113,6 +117,8 @@ def _alike(
 def _agree(stream: str, records: Mapping[str, Record]) -> bool:
     """Whether arms were fed the same: as a whole, or in every part that several of them have."""
     values = {record.get(stream) for record in records.values()}
+    if stream in YOUNG:
+        values.discard(None)
     if None in values or len(values) == 1:
         return None not in values
     parts = [_parts(stream, record) for record in records.values()]

@@ -78,7 +78,6 @@ def judge_file(
     for one in judged["blocks"]:
         one["run_ids"] = dict.fromkeys(order)
     judged |= UNKNOWN
-    judged["complete"] = all(v is not None for b in judged["blocks"] for v in b["values"].values())
     judged["warnings"] = warnings(judged)
     judged["sentence"] = sentence(judged)
     return judged

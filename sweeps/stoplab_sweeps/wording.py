@@ -33,7 +33,7 @@ def _of_arm(judged: Judged) -> str:
 
 def warnings(judged: Judged) -> list[str]:
     """What this design cannot show, and what a reader should know; a sentence each."""
-    kinds = (_too_few, _no_spread, _several, _looked, _half_blocks, _unlike, _no_baseline)
+    kinds = (_too_few, _no_spread, _several, _looked, _beyond, _half_blocks, _unlike, _no_baseline)
     return [line for kind in kinds for line in kind(judged)]
 
 
@@ -96,12 +96,21 @@ def _several(judged: Judged) -> Iterator[str]:
 
 
 def _looked(judged: Judged) -> Iterator[str]:
-    look = judged["sequential"]
-    if look and (look["look"] or 0) != 1:
+    looks = [one["sequential"] for one in judged["comparisons"].values() if one["sequential"]]
+    if any(look["look"] != 1 and look["next"] != look["looks"][0] for look in looks):
         yield (
             "the looks before this one are counted in the verdict and its interval, not in the p "
             "values nor in the 95 % intervals"
         )
+
+
+def _beyond(judged: Judged) -> Iterator[str]:
+    """Whole blocks that came after the last planned look had all it needs."""
+    look = judged["sequential"]
+    blocks = [b["seed"] for b in judged["blocks"] if None not in b["values"].values()]
+    if look and len(blocks) > (last := look["looks"][-1]):
+        left = _few([str(seed) for seed in blocks[last:]])
+        yield f"the last planned look is at {last} blocks; those after it are left out: {left}"
 
 
 def _half_blocks(judged: Judged) -> Iterator[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from stoplab_platform.errors import SpecError
 from stoplab_platform.ledger import Cell
 from stoplab_platform.specs import RunSpec, override, parse
 from stoplab_sweeps.certificate import baseline, certify
@@ -153,6 +154,44 @@ def test_a_weight_that_both_kinds_of_positions_have_must_agree() -> None:
     assert judged(token, own, first, first_weights(own, noise=1e-6)) == BROKEN
     moved = first_weights(token, mask_token=1e-6)
     assert judged(plain, token, first_weights(plain), moved) == (True, "equal")  # only it has one
+
+
+def test_arms_that_are_judged_by_unlike_data_are_refused() -> None:
+    def found(*told: str) -> dict[str, Any]:
+        cells = [
+            finished(arm, 0, 0.5, certificate={**certificate(0), **({"judged": by} if by else {})})
+            for arm, by in zip(("deterministic", "stochastic"), told, strict=True)
+        ]
+        return certify(comparison(), {0: cells})
+
+    assert found("x", "x")["passed"]
+    assert "the arms differ in judged" in found("x", "y")["reasons"][0]
+    assert found("x", "")["passed"], "a run of an earlier release did not tell"
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ({"evals": [{"kind": "knn", "k": 1}]}, "evals"),
+        ({"data.eval": {"train": "digits/train", "test": "digits/train"}}, "data.eval"),
+    ],
+)
+def test_arms_cannot_change_how_they_are_judged(override: dict[str, Any], path: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        comparison(arms={"deterministic": {}, "other": override})
+    (problem,) = refused.value.problems
+    assert problem.path == ("arms", "other", path)
+    assert "arms are judged alike" in problem.message
+
+
+def test_arms_on_unlike_numbers_of_workers_are_not_refused() -> None:
+    spec = comparison(arms={"a": {}, "b": {"compute.workers": 2}})
+    cells = [finished(arm, 0, 0.5, certificate={**certificate(0), "crops": arm}) for arm in "ab"]
+    found = certify(spec, {0: cells})
+    assert found["passed"]
+    assert found["streams"] == {
+        "init": "equal", "samples": "equal", "masks": "equal", "crops": "seed-paired",
+    }  # fmt: skip
 
 
 def test_another_precision_in_one_block_breaks_the_pairing() -> None:

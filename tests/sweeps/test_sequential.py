@@ -169,9 +169,31 @@ def test_a_study_reads_its_looks_from_the_spec() -> None:
     assert result(comparison(), done)["sequential"] is None
 
 
-@pytest.mark.parametrize("looks", [[], [1, 4], [4, 4], [5, 3], [2], [4, 501]])
-def test_looks_rise_from_two_and_hold_all_seeds(looks: list[int]) -> None:
-    with pytest.raises(SpecError, match=r"numbers of blocks|last planned look"):
+def test_another_seed_stands_in_for_a_block_that_is_lost() -> None:
+    """The last look counts whole blocks, in the order of the seeds."""
+    spec = comparison(primary={"metric": "test/knn_top1", "looks": [2, 3]}, seeds=[0, 1, 2, 3, 4])
+    done = [
+        finished(arm, seed, 0.5 + seed / 50 + gap * (1 + seed / 50))
+        for seed in (0, 1, 2, 3, 4)
+        for arm, gap in (("deterministic", 0.0), ("stochastic", 0.1))
+    ]
+    lost = [cell for cell in done if cell.id != "stochastic-s1"]
+    judged = result(spec, lost[:7])
+    assert (judged["n_blocks"], judged["sequential"]["final"]) == (3, True)
+    assert judged["verdict"] == "better"
+    judged = result(spec, lost)
+    assert (judged["n_blocks"], judged["verdict"]) == (3, "better")
+    means = [judged["arms"][arm]["mean"] for arm in spec.arms]
+    assert means[1] - means[0] == pytest.approx(judged["delta"])
+    assert judged["blocks"][4]["values"]["stochastic"] is not None
+    assert (
+        "the last planned look is at 3 blocks; those after it are left out: 4" in judged["warnings"]
+    )
+
+
+@pytest.mark.parametrize("looks", [[], [1, 4], [4, 4], [5, 3], [4, 501]])
+def test_looks_rise_from_two(looks: list[int]) -> None:
+    with pytest.raises(SpecError, match="numbers of blocks"):
         comparison(primary={"metric": "test/knn_top1", "looks": looks})
 
 

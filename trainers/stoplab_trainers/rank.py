@@ -64,7 +64,7 @@ class Summary(BaseModel):
     certificate: dict[str, str]
     """Hashes of what it was fed, for pairing."""
     facts: dict[str, Any]
-    """Resolved precision, threads, device, data fingerprint, versions."""
+    """Resolved precision, threads, device, data fingerprint, what judged it, versions."""
     run_digest: str
     """Identity of its weights."""
     weights_sha256: str
@@ -128,7 +128,7 @@ def run_rank(
     summary = Summary(
         metrics={**last.metrics, **found},
         certificate=run.record.certificate(),
-        facts=facts,
+        facts=facts | ({"judged": scores.fingerprint} if scores else {}),
         run_digest=identity.run_digest,
         weights_sha256=weights,
         mlflow_run_id=tracker.run_id,
