@@ -14,7 +14,7 @@ from stoplab_sweeps import cells
 from stoplab_sweeps.compare import compare, result
 from stoplab_sweeps.paired import difference
 from stoplab_sweeps.sequential import levels, spent
-from stoplab_sweeps.wording import sentence
+from stoplab_sweeps.wording import sentence, warnings
 from support_studies import comparison, finished
 
 LOOKS = (3, 5, 8)
@@ -152,6 +152,21 @@ def test_the_last_look_is_final() -> None:
     assert judged["sequential"]["final"]
     assert judged["sequential"]["alpha_spent"] == pytest.approx(0.05)
     assert sentence(judged).endswith("that was the last planned look")
+
+
+def test_looks_before_this_one_are_told_of_every_arm() -> None:
+    """And not before there was one."""
+    rows = table(5)
+    three = {i: {**row, "c": row["b"]} for i, row in rows.items()}
+    three[4]["b"] = three[3]["b"] = None
+
+    def told(blocks: dict[int, Any]) -> str:
+        judged = compare(blocks, ("a", "b", "c"), metric="m", min_effect=0.001, looks=LOOKS)
+        return "; ".join(warnings({**judged, "certificate": None}))
+
+    assert "the looks before this one" in told(three)  # c stands at its second look, b at its first
+    assert "the looks before this one" not in told({i: three[i] for i in range(2)})
+    assert "the looks before this one" not in told({i: three[i] for i in range(3)})
 
 
 def test_a_study_reads_its_looks_from_the_spec() -> None:
