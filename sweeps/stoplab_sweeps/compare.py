@@ -39,9 +39,10 @@ def compare(
     """Judge every arm against the first one; JSON types, missing numbers are null.
 
     A block counts for an arm where both that arm and the reference have a value; half blocks
-    are listed and left out, as are blocks after the last look's. The top level is the first arm after the reference; `comparisons`
-    holds each arm. `secondary` tables are of other metrics, and get no verdict. The p values are
-    adjusted by Holm over all arms and metrics. With ``looks`` there is a verdict only at these
+    are listed and left out, as are blocks after the last look's. The top level is the first arm
+    after the reference; `comparisons` holds each arm. `secondary` tables are of other metrics,
+    and get no verdict. The p values are adjusted by Holm over all arms and metrics. With
+    ``looks`` there is a verdict only at these
     numbers of blocks.
     """
     reference, *others = arms

@@ -8,6 +8,7 @@ from typing import Any
 
 Judged = Mapping[str, Any]
 
+
 def sentence(judged: Judged) -> str:
     """The verdict in plain words, without its full stop; one after the other for several arms."""
     arms = judged["comparisons"].items()

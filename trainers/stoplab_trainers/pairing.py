@@ -86,9 +86,7 @@ def _whole_masks(run: Run, step: int, own: TensorMasks) -> list[torch.Tensor]:
     """All contexts, then all targets; shares of unlike lengths (official sampler) one by one."""
     world, size = run.world, run.spec.optim.batch_size
     shares = [
-        own
-        if rank == world.rank
-        else draw_masks(run.spec, step, share(size, rank, world.size))
+        own if rank == world.rank else draw_masks(run.spec, step, share(size, rank, world.size))
         for rank in range(world.size)
     ]
     return [*(one.context for one in shares), *(one.targets for one in shares)]
