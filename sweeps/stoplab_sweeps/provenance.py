@@ -48,7 +48,7 @@ def _chosen(spec: ComparisonSpec, folder: JobFolder, done: Sequence[Cell]) -> It
     for sweep, tried in _sweeps(folder.root.parent, {cell.seed for cell in done}).items():
         if len({cell.id.rpartition("-s")[0] for cell in tried}) < 2:
             continue  # nothing to choose from
-        reused = {cell.run_digest for cell in tried} & arms.keys()
+        reused = {c.run_digest for c in tried if c.run_digest is not None} & arms.keys()
         if reused:
             names = ", ".join(sorted({arms[digest] for digest in reused}))
             yield (
