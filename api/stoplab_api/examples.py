@@ -162,11 +162,50 @@ COMPARISON: dict[str, Any] = {
         "stochastic": {"mean": 0.933, "std": 0.003, "n": 3},
     },
     "reference": "deterministic",
+    "other": "stochastic",
     "delta": 0.012,
-    "ci95": [0.004, 0.02],
+    "ci95": [0.0077, 0.0163],
     "min_effect": 0.005,
+    "alpha": 0.05,
+    "ci_alpha": [0.0077, 0.0163],
     "verdict": "better",
     "n_blocks": 3,
+    "blocks": [
+        {
+            "seed": seed,
+            "values": {"deterministic": a, "stochastic": b},
+            "delta": delta,
+            "deltas": {"stochastic": delta},
+            "run_ids": {"deterministic": f"0a1b2{seed}", "stochastic": f"3c4d5{seed}"},
+        }
+        for seed, a, b, delta in [
+            (0, 0.917, 0.930, 0.013),
+            (1, 0.921, 0.934, 0.013),
+            (2, 0.925, 0.935, 0.010),
+        ]
+    ],
+    "p_t": 0.0069,
+    "p_holm": 0.0069,
+    "p_sign_flip": 0.25,
+    "p_wilcoxon": 0.25,
+    "d_z": 6.9282,
+    "prob_superior": 1.0,
+    "ci95_bca": None,
+    "ci95_unpaired": [0.0038, 0.0202],
+    "tost_p": 0.9901,
+    "more_seeds_for_80_power": 0,
+    "certificate": {
+        "passed": True,
+        "pairing": "paired",
+        "streams": {"init": "equal", "samples": "equal", "crops": "equal", "masks": "equal"},
+        "blocks_checked": 3,
+        "reasons": [],
+    },
+    "baseline": "ijepa",
+    "sentence": "stochastic is better than deterministic: test/linear_top1 +0.0120, 95 % interval "
+    "+0.0077 to +0.0163, 3 blocks",
+    "complete": True,
+    "warnings": [],
 }
 SURFACE: dict[str, Any] = {
     "metric": "val/knn_top1",

@@ -13,6 +13,7 @@ from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, RunFolder, read_json, read_lines
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec
 from stoplab_platform.tracking import RunIdentity
+from stoplab_sweeps.sequential import levels
 from stoplab_sweeps.space import Infeasible, Point, label, point_id, points, run_at, seed_of
 
 if TYPE_CHECKING:  # the driver needs no torch, and starts seconds earlier without it
@@ -23,7 +24,7 @@ StudySpec = SweepSpec | ComparisonSpec
 Execute = Callable[..., "Summary"]
 """What `stoplab_trainers.launch.execute` is: spec, folder, identity, stop_file to summary."""
 
-FACTS = ("precision", "threads", "device", "data")  # that a pairing also rests on
+FACTS = ("precision", "threads", "device", "data", "judged")  # that a pairing also rests on
 PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
 NAME_ROOM = 90  # characters of a study's name in its runs' names
 
@@ -212,6 +213,8 @@ def _arms(spec: ComparisonSpec) -> list[Cell]:
     keys = [(seed, arm) for seed in spec.seeds for arm in spec.arms]
     for arm in spec.arms:
         spec.arm(arm, spec.seeds[0])  # refused here rather than in the middle
+    if spec.primary.looks:
+        levels(spec.primary.looks, spec.primary.spending, spec.primary.alpha)  # so is a bad plan
     return [
         Cell(id=f"{arm}-s{seed}", index=index, arm=arm, seed=seed)
         for index, (seed, arm) in enumerate(keys)

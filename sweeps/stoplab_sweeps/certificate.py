@@ -20,22 +20,22 @@ def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[
     """Check every block (seed to the cells of its arms); JSON types.
 
     `passed` is false, with `reasons`, where a stream differs between arms whose specs decide it
-    alike, or where a run left no hashes. A stream that an override does change (masks by
-    `masking`, order by `data.shuffle` or `optim.batch_size`, weights by `model`) is what that
+    alike, or where a run left no hashes. Where an override changes a stream (masks by `masking`,
+    order by `data.shuffle` or `optim.batch_size`, weights by `model`), that is what the
     comparison is about, or comes along with it: it is labelled `seed-paired` and warned of, not
     refused, for the blocks stay independent and the interval over them valid. It only is as wide
-    as pairs of seeds make it.
+    as pairs of seeds make it. A weight that one arm's positions have and the other's lack is no
+    difference: those that both have must agree.
     """
     decided = {arm: _decided_by(spec.arm(arm, spec.seeds[0])) for arm in spec.arms}
     streams = dict.fromkeys(REQUIRED, EQUAL)
     reasons: list[str] = []
     for seed, cells in blocks.items():
-        for stream in sorted({*REQUIRED, *(key for cell in cells for key in cell.certificate)}):
-            found = {str(cell.arm): cell.certificate.get(stream) for cell in cells}
-            alike = _alike(stream, found, decided)
-            broken = [one for one in alike if _is_broken(one)]
+        records = {str(cell.arm): cell.certificate for cell in cells}
+        for stream in _streams(records):
+            broken = [one for one in _alike(stream, records, decided) if not _agree(stream, one)]
             reasons += [_reason(seed, stream, one) for one in broken]
-            state = BROKEN if broken else SEED_ONLY if len(alike) > 1 else EQUAL
+            state = BROKEN if broken else EQUAL if _agree(stream, records) else SEED_ONLY
             streams[stream] = max(streams.get(stream, EQUAL), state, key=_SEVERITY.index)
     return {
         "passed": bool(blocks) and not reasons,
@@ -63,46 +63,77 @@ def baseline(run: RunSpec) -> str | None:
 
 
 REQUIRED = ("init", "samples", "masks")
+YOUNG = ("judged",)  # streams of which runs of earlier releases left no record
+PART = "/"  # in the name of a part of a stream: init/shared
 _SEVERITY = (EQUAL, SEED_ONLY, BROKEN)
+
+Record = Mapping[str, str]
+"""A run's hashes, by stream and by part of a stream."""
 
 
 def _decided_by(run: RunSpec) -> dict[str, Any]:
     """What of a spec, besides the seed, decides each stream."""
     data, optim, compute = run.data, run.optim, run.compute
+    official = getattr(run.masking, "sampler", "fixed") == "official"
     schedule = (data.train, data.shuffle, optim.batch_size, optim.epochs)
     return {
-        # A covariance of its own brings parameters of its own.
-        "init": (run.model, run.grid, getattr(run.positions, "covariance", "learned")),
+        "init": (run.model, run.grid),
+        # Of records without parts: weights that these positions alone have count there too.
+        "init/": (run.positions.parametrization, getattr(run.positions, "covariance", "learned")),
         "samples": schedule,
         "crops": (schedule, data.image_size, data.crop_scale, data.hflip, data.blur,
-                  data.grayscale),
-        "masks": (schedule, run.masking, run.grid),
+                  data.grayscale, compute.workers),  # hashed worker by worker
+        # The official sampler cuts each worker's masks to the smallest of its own.
+        "masks": (schedule, run.masking, run.grid, compute.workers if official else None),
         "precision": (compute.precision, compute.gpus_per_worker > 0),
         "threads": compute.resolved_threads,
         "device": compute.gpus_per_worker > 0,
         "data": data.train,
+        "judged": data.image_size,
     }  # fmt: skip
 
 
+def _streams(records: Mapping[str, Record]) -> list[str]:
+    told = {key for record in records.values() for key in record if PART not in key}
+    return sorted({*REQUIRED, *told})
+
+
 def _alike(
-    stream: str, found: Mapping[str, str | None], decided: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, str | None]]:
-    """The hashes of a block's arms, in groups whose specs decide the stream alike."""
-    groups: list[tuple[Any, dict[str, str | None]]] = []
-    for arm, value in found.items():
-        by = decided[arm].get(stream)
+    stream: str, records: Mapping[str, Record], decided: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Record]]:
+    """A block's arms in groups whose specs decide the stream alike."""
+    told = all(_parts(stream, record) for record in records.values())
+    keys = [stream] if told else [stream, stream + PART]
+    groups: list[tuple[Any, dict[str, Record]]] = []
+    for arm, record in records.items():
+        by = [decided[arm].get(key) for key in keys]
         group = next((one for key, one in groups if key == by), None)
         if group is None:
             groups.append((by, group := {}))
-        group[arm] = value
+        group[arm] = record
     return [group for _, group in groups]
 
 
-def _is_broken(group: Mapping[str, str | None]) -> bool:
-    return None in group.values() or len(set(group.values())) > 1
+def _agree(stream: str, records: Mapping[str, Record]) -> bool:
+    """Whether arms were fed the same: as a whole, or in every part that several of them have."""
+    values = {record.get(stream) for record in records.values()}
+    if stream in YOUNG:
+        values.discard(None)
+    if None in values or len(values) == 1:
+        return None not in values
+    parts = [_parts(stream, record) for record in records.values()]
+    names = set().union(*parts)
+    return all(parts) and all(
+        len({part[name] for part in parts if name in part}) == 1 for name in names
+    )
 
 
-def _reason(seed: int, stream: str, found: Mapping[str, str | None]) -> str:
+def _parts(stream: str, record: Record) -> Record:
+    return {key: value for key, value in record.items() if key.startswith(stream + PART)}
+
+
+def _reason(seed: int, stream: str, records: Mapping[str, Record]) -> str:
+    found = {arm: record.get(stream) for arm, record in records.items()}
     missing = [arm for arm, value in found.items() if value is None]
     if missing:
         return f"seed {seed}: {', '.join(missing)} left no record of its {stream}"

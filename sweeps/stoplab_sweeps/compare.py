@@ -39,16 +39,18 @@ def compare(
     """Judge every arm against the first one; JSON types, missing numbers are null.
 
     A block counts for an arm where both that arm and the reference have a value; half blocks
-    are listed and left out. The top level is the first arm after the reference; `comparisons`
-    holds each arm. `secondary` tables are of other metrics, and get no verdict. The p values are
-    adjusted by Holm over all arms and metrics. With ``looks`` there is a verdict only at these
+    are listed and left out, as are blocks after the last look's. The top level is the first arm
+    after the reference; `comparisons` holds each arm. `secondary` tables are of other metrics,
+    and get no verdict. The p values are adjusted by Holm over all arms and metrics. With
+    ``looks`` there is a verdict only at these
     numbers of blocks.
     """
     reference, *others = arms
     values = {block: {arm: _number(row.get(arm)) for arm in arms} for block, row in table.items()}
+    counting = _to_last_look(values, looks[-1]) if looks else values
     found = {}
     for arm in others:
-        a, b = _pairs(values, reference, arm)
+        a, b = _pairs(counting, reference, arm)
         look = look_at(len(a), looks, spending, alpha=alpha) if looks else None
         found[arm] = _judge(a, b, min_effect, alpha, look)
     besides = [
@@ -61,13 +63,14 @@ def compare(
         one["p_holm"] = p
     return {
         "metric": metric,
-        "arms": {arm: _summary(_counted(values, arm, arms)) for arm in arms},
+        "arms": {arm: _summary(_counted(counting, arm, arms)) for arm in arms},
         "reference": reference,
         "other": others[0],
         "min_effect": min_effect,
         "alpha": alpha,
         **found[others[0]],
         "blocks": [_block(seed, row, arms) for seed, row in values.items()],
+        "complete": all(value is not None for row in values.values() for value in row.values()),
         "comparisons": found,
         "secondary": besides,
     }
@@ -114,10 +117,18 @@ def result(
         primary.metric, [c for row in by_seed.values() for c in row.values()]
     )
     judged["per_image"] = per_image(told or {}, arms)
-    judged["complete"] = all(len(row) == len(arms) for row in by_seed.values())
     judged["warnings"] = [*warnings(judged), *notes]
     judged["sentence"] = sentence(judged)
     return judged
+
+
+def _to_last_look(values: Table, most: int) -> Table:
+    """The blocks up to the last that counts: the first ``most`` that hold every arm."""
+    whole = [block for block, row in values.items() if None not in row.values()]
+    if len(whole) <= most:
+        return values
+    blocks = list(values)
+    return {block: values[block] for block in blocks[: blocks.index(whole[most - 1]) + 1]}
 
 
 def _pairs(values: Table, reference: str, arm: str) -> tuple[list[float], list[float]]:

@@ -7,6 +7,7 @@ is not defined (no spread, too few blocks) it is None, never NaN, so that it can
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +28,9 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95  # of every interval that is named ci95
 FEWEST_FOR_BCA = 10
 RESAMPLES = 9_999  # sign flips are exact while 2^n is no more, that is to 13 blocks
-NOISE = 1e-13  # of the values' size: floats that are nearer are the same number
+NOISE = 1e-13  # of a block's values: floats that are nearer are the same number
+TIE = 1e-14  # of all values' sum: sums of differences that are nearer are the same number
+ROOM = 2_000_000  # numbers of resamples that are held at a time
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def difference(
         verdict=verdict(interval, min_effect),
         n_blocks=n,
         p_t=_p_t(deltas),
-        p_sign_flip=_p_sign_flip(deltas),
+        p_sign_flip=_p_sign_flip(deltas, a, b),
         p_wilcoxon=_p_wilcoxon(deltas),
         d_z=mean / sd if mean is not None and sd else None,
         prob_superior=float(((deltas > 0) + (deltas == 0) / 2).mean()) if n else None,
@@ -149,14 +152,21 @@ def _quantile(alpha: float, degrees: int) -> float:
 
 
 def _without_noise(deltas: Floats, a: Floats, b: Floats) -> Floats:
-    """Differences whose sizes differ by the values' rounding alone are made equal, or 0."""
-    order = np.argsort(np.abs(deltas))
-    sizes = np.concatenate([[0.0], np.abs(deltas)[order]])
-    noise = NOISE * float(np.abs([a, b]).max(initial=0))
-    starts = np.where(np.diff(sizes) > noise, np.arange(1, len(sizes)), 0)
-    equal = np.empty_like(deltas)
-    equal[order] = sizes[np.maximum.accumulate(starts)]
-    return np.copysign(equal, deltas) + 0.0
+    """Differences whose sizes differ by the values' rounding alone are made equal, or 0.
+
+    Each is made equal to one that is known at least as well: a block of large values, whose
+    rounding is large, changes no other.
+    """
+    noise = NOISE * np.maximum(np.abs(a), np.abs(b))
+    sizes = np.abs(deltas)
+    known = [0.0]  # rising
+    for block in np.lexsort((sizes, noise)):
+        place = bisect(known, sizes[block])
+        near = min(known[place - 1 : place + 1], key=lambda one: abs(one - sizes[block]))
+        if abs(near - sizes[block]) > noise[block]:
+            known.insert(place, near := float(sizes[block]))
+        sizes[block] = near
+    return np.copysign(sizes, deltas) + 0.0
 
 
 def _p_t(deltas: Floats) -> float | None:
@@ -170,15 +180,20 @@ def _p_t(deltas: Floats) -> float | None:
     return float(2 * stats.t.sf(abs(t), len(deltas) - 1))
 
 
-def _p_sign_flip(deltas: Floats) -> float | None:
+def _p_sign_flip(deltas: Floats, a: Floats, b: Floats) -> float | None:
+    """Chance of a sum at least as large; sums that differ by the values' rounding are equal."""
     if len(deltas) < 2:
         return None
+    rounding = TIE * float(np.maximum(np.abs(a), np.abs(b)).sum())
+    bar = abs(float(deltas.sum())) - rounding
     result = stats.permutation_test(
         (deltas,),
-        lambda x, axis: x.mean(axis=axis),
+        lambda x, axis: (np.abs(x.sum(axis=axis)) >= bar).astype(float),
         permutation_type="samples",
+        alternative="greater",
         vectorized=True,
         n_resamples=RESAMPLES,
+        batch=_batch(deltas),
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
@@ -201,10 +216,16 @@ def _bca(deltas: Floats) -> Interval | None:
         confidence_level=LEVEL,
         method="BCa",
         n_resamples=RESAMPLES,
+        batch=_batch(deltas),
         rng=np.random.default_rng(0),
     )
     low, high = (float(end) for end in result.confidence_interval)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _batch(deltas: Floats) -> int:
+    """Resamples that are made at a time."""
+    return max(1, ROOM // len(deltas))
 
 
 def _welch(a: Floats, b: Floats) -> Interval | None:

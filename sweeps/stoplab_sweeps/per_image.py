@@ -26,14 +26,19 @@ Told = Mapping[int, Mapping[str, Right]]
 
 
 def read_right(folder: JobFolder, cells: Iterable[Cell], metric: str) -> Told:
-    """What the runs of a comparison told right, where they kept it for this metric."""
+    """What the runs of a comparison told right, where they kept it for this metric.
+
+    Blocks whose arms were held against unlike labels are left out.
+    """
     found: dict[int, dict[str, Right]] = {}
+    labels: dict[int, set[tuple[int, ...]]] = {}
     for cell in cells:
         told = read_json(folder.run(cell.id).predictions) or {}
         if cell.state is CellState.SUCCEEDED and metric in told:
-            right = np.asarray(told[metric]) == np.asarray(told["labels"])
+            right: Right = np.asarray(told[metric]) == np.asarray(told["labels"])
             found.setdefault(cell.seed, {})[str(cell.arm)] = right
-    return found
+            labels.setdefault(cell.seed, set()).add(tuple(told["labels"]))
+    return {seed: row for seed, row in found.items() if len(labels[seed]) == 1}
 
 
 def per_image(told: Told, arms: Sequence[str]) -> dict[str, Any] | None:

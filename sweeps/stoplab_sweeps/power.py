@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 POWER = 0.8
-ROUNDING = 1e-12  # differences of metrics, which are of the order of one, closer than this
+ROUNDING = 1e-12  # of the largest value: values closer than this are equal
 MOST_BLOCKS = 1_000_000  # designs beyond are no design
 
 Floats = NDArray[np.float64]
@@ -55,7 +55,7 @@ def spread(values: Floats) -> float | None:
     """
     if len(values) < 2:
         return None
-    return 0.0 if np.ptp(values) <= ROUNDING else float(values.std(ddof=1))
+    return 0.0 if np.ptp(values) <= ROUNDING * np.abs(values).max() else float(values.std(ddof=1))
 
 
 def _smallest_n(d_z: float, alpha: float) -> int | None:

@@ -6,20 +6,26 @@ blocks from unlike machines: none of this is an error, all of it belongs beside 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stoplab_platform.ledger import Cell, CellState
+from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import JobFolder, read_json
-from stoplab_platform.specs import ComparisonSpec
+from stoplab_platform.specs import ComparisonSpec, RunSpec
+from stoplab_platform.specs.sweep import MASKING_RATIO
 from stoplab_sweeps.cells import FACTS
 from stoplab_sweeps.certificate import SHORT
+
+SAME_RATIO = 0.005  # masked fractions that are nearer are the same setting
 
 
 def notes(spec: ComparisonSpec, folder: JobFolder, cells: Sequence[Cell]) -> list[str]:
     """A sentence for each thing that a reader should know."""
     done = [cell for cell in cells if cell.state is CellState.SUCCEEDED]
-    return [*_added(spec, folder, done), *_chosen(folder, done), *_unlike(done)]
+    return [*_added(spec, folder, done), *_chosen(spec, folder, done), *_unlike(done)]
 
 
 def _added(spec: ComparisonSpec, folder: JobFolder, done: Sequence[Cell]) -> Iterator[str]:
@@ -36,29 +42,55 @@ def _added(spec: ComparisonSpec, folder: JobFolder, done: Sequence[Cell]) -> Ite
     )
 
 
-def _chosen(folder: JobFolder, done: Sequence[Cell]) -> Iterator[str]:
-    """Arms that are the very runs among which a sweep of this lab has chosen its best point."""
+def _chosen(spec: ComparisonSpec, folder: JobFolder, done: Sequence[Cell]) -> Iterator[str]:
+    """Arms whose very runs, or whose settings on these seeds, a sweep of this lab chose among."""
     arms = {cell.run_digest: str(cell.arm) for cell in done if cell.run_digest is not None}
-    for sweep, runs in _sweeps(folder.root.parent, {cell.seed for cell in done}).items():
-        reused = {digest for _, digest in runs} & arms.keys()
-        if reused and len({point for point, _ in runs}) > 1:
+    for sweep, tried in _sweeps(folder.root.parent, {cell.seed for cell in done}).items():
+        if len({cell.id.rpartition("-s")[0] for cell in tried}) < 2:
+            continue  # nothing to choose from
+        reused = {c.run_digest for c in tried if c.run_digest is not None} & arms.keys()
+        if reused:
             names = ", ".join(sorted({arms[digest] for digest in reused}))
             yield (
                 f"{len(reused)} runs of {names} are runs of the sweep {sweep} too: a point that "
                 "was chosen by them had luck with these seeds; judge it on fresh ones"
             )
+        others = {arm: spec.arm(arm, spec.seeds[0]) for arm in spec.arms} if not reused else {}
+        for arm, run in others.items():
+            if seeds := sorted({cell.seed for cell in tried if _has_point(run, cell.point)}):
+                yield (
+                    f"the sweep {sweep} has tried the settings of {arm} on seeds "
+                    f"{', '.join(map(str, seeds))} too: a point that was chosen there had luck "
+                    "with these seeds; judge it on fresh ones"
+                )
 
 
-def _sweeps(jobs: Path, seeds: set[int]) -> Mapping[str, set[tuple[str, str]]]:
-    """The sweeps of a lab to (point, run digest) of their runs on these seeds."""
-    found: dict[str, set[tuple[str, str]]] = {}
+def _sweeps(jobs: Path, seeds: set[int]) -> Mapping[str, list[Cell]]:
+    """The sweeps of a lab to their finished cells on these seeds."""
+    found: dict[str, list[Cell]] = {}
     for seed in sorted(seeds):
         for path in sorted(jobs.glob(f"*/cells/p-*-s{seed}.json")):
-            digest = (read_json(path) or {}).get("run_digest")
-            if digest is not None:
-                point = path.stem.rpartition("-s")[0]
-                found.setdefault(path.parent.parent.name, set()).add((point, digest))
+            cell = Cell.model_validate(read_json(path) or {})
+            if cell.state is CellState.SUCCEEDED:
+                found.setdefault(path.parent.parent.name, []).append(cell)
     return found
+
+
+def _has_point(run: RunSpec, point: Mapping[str, Any]) -> bool:
+    """Whether a run has every value of a sweep's point."""
+    plain = run.plain()
+    return bool(point) and all(
+        math.isclose(effective_ratio(run.masking, run.grid), value, abs_tol=SAME_RATIO)
+        if path == MASKING_RATIO
+        else _at(plain, path) == value
+        for path, value in sorted(point.items(), key=lambda axis: axis[0] == MASKING_RATIO)
+    )
+
+
+def _at(plain: Any, path: str) -> Any:
+    for part in path.split("."):
+        plain = plain.get(part) if isinstance(plain, Mapping) else None
+    return plain
 
 
 def _unlike(done: Sequence[Cell]) -> Iterator[str]:

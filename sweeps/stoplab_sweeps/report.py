@@ -55,17 +55,9 @@ def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
     """The comparison as a page."""
     head, rows = comparison_rows(judged)
     certificate = judged["certificate"]
-    arm = f"{judged['other']}: " if len(judged["comparisons"]) > 1 else ""
+    pairing = f"{certificate['pairing']}, proved" if certificate["passed"] else "broken"
     facts = [
-        f"- {arm}paired-t 95 % interval {_interval(judged['ci95'])}, unpaired it would be "
-        f"{_interval(judged['ci95_unpaired'])}",
-        f"- {arm}p: paired t {_number(judged['p_t'])}, "
-        f"sign flips {_number(judged['p_sign_flip'])}, "
-        f"Wilcoxon {_number(judged['p_wilcoxon'])}; equivalence (TOST) {_number(judged['tost_p'])}",
-        f"- {arm}d_z {_number(judged['d_z'])}, "
-        f"ahead in {_number(judged['prob_superior'])} of blocks",
-        f"- pairing: {certificate['pairing']}, "
-        + ("proved" if certificate["passed"] else "broken"),
+        f"- pairing: {pairing}",
         f"- baseline: {judged['baseline'] or 'none of the named ones'}",
         *(f"- {line}" for line in (words.looks(judged),) if line),
         *(f"- note: {warning}" for warning in judged.get("warnings") or []),
@@ -84,11 +76,27 @@ def comparison_markdown(spec: ComparisonSpec, judged: Mapping[str, Any]) -> str:
                 f"## Against {judged['reference']}",
                 "",
                 _markdown(words.PRIMARY, words.primary_rows(judged)),
+                "",
+                _markdown(*facts_rows(judged)),
                 *_more(judged),
             ]
         )
         + "\n"
     )
+
+
+def facts_rows(judged: Mapping[str, Any]) -> tuple[Row, list[Row]]:
+    """Every statistic, a column an arm."""
+    arms = list(judged["comparisons"])
+    told = [words.facts(judged["comparisons"][arm], judged, arm) for arm in arms]
+    return ("", *arms), [
+        (of_all[0].name, *(fact.value for fact in of_all)) for of_all in zip(*told, strict=True)
+    ]
+
+
+def facts_table(judged: Mapping[str, Any]) -> str:
+    """The same for a terminal."""
+    return table(*facts_rows(judged))
 
 
 def sweep_table(spec: SweepSpec, cells: Sequence[Cell]) -> str:
@@ -146,7 +154,3 @@ def _number(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4f}"
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return "undefined" if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}"

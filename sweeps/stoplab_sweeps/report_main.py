@@ -45,6 +45,11 @@ def main(arguments: list[str] | None = None) -> Exit:
     except (SpecError, DataError) as error:
         print(error, file=sys.stderr)
         return Exit.BAD_INPUT
+    except OSError as error:
+        if options.out is None:
+            raise
+        print(f"out: {options.out}: {error.strerror}", file=sys.stderr)
+        return Exit.BAD_INPUT
     print(written, end="" if written.endswith("\n") else "\n")
     return Exit.OK
 

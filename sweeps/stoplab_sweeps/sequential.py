@@ -109,16 +109,21 @@ def _nodes(edges: Floats, mass: Floats) -> tuple[Floats, Floats]:
 
 
 def _level(nodes: Floats, weights: Floats, n: int, wanted: float) -> float:
-    """The level at which those who are left are stopped with the wanted chance."""
-    if wanted < LEAST:
-        return float(wanted)  # as if nobody had been stopped before: a little strict
+    """The level at which those who are left are stopped with the wanted chance.
+
+    Never less than that chance itself, which is the level where nobody has been stopped before:
+    it stands where the tail is too thin for the cells, and is a little strict.
+    """
 
     def excess(log_level: float) -> float:
         angle = _angle(math.exp(log_level), n)
         return 2 * float(_above(np.array([angle]), nodes, n)[0] @ weights) - wanted
 
-    # At the wanted level itself too few are left to be stopped; at 1 all are.
-    return math.exp(optimize.brentq(excess, math.log(wanted) - 1, 0.0, xtol=1e-12))
+    # Below the wanted level too few are left to be stopped; at 1 all are.
+    if wanted < LEAST or excess(math.log(wanted) - 1) > 0:
+        return float(wanted)
+    level = math.exp(optimize.brentq(excess, math.log(wanted) - 1, 0.0, xtol=1e-12))
+    return max(level, float(wanted))
 
 
 def _edges(n: int, level: float) -> Floats:

@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import Any
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.exits import Exit
 from stoplab_sweeps.compare import compare
-from stoplab_sweeps.report import comparison_table
+from stoplab_sweeps.report import comparison_table, facts_table
 from stoplab_sweeps.wording import sentence, warnings
 
 REFERENCE = "deterministic"
+LARGEST = 1e100  # whose squares and their sums are numbers still
 UNKNOWN: dict[str, Any] = {"certificate": None, "baseline": None, "context": {}, "per_image": None}
 """What a table does not tell."""
 
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> Exit:
         _print_json(judged)
     else:
         print(comparison_table(judged))
+        print(f"\n{facts_table(judged)}")
         print("".join(f"\nnote: {warning}." for warning in judged["warnings"]))
     return Exit.OK
 
@@ -73,11 +76,10 @@ def judge_file(
         raise SpecError(problems)
     first = reference or REFERENCE
     order = [first, *(name for name in arms if name != first)]
-    judged = compare(values, order, metric=metric, min_effect=min_effect, alpha=alpha)
+    judged = compare(_numbered(values), order, metric=metric, min_effect=min_effect, alpha=alpha)
     for one in judged["blocks"]:
         one["run_ids"] = dict.fromkeys(order)
     judged |= UNKNOWN
-    judged["complete"] = all(v is not None for b in judged["blocks"] for v in b["values"].values())
     judged["warnings"] = warnings(judged)
     judged["sentence"] = sentence(judged)
     return judged
@@ -109,7 +111,8 @@ def _read(path: Path, columns: Mapping[str, str]) -> tuple[Values, list[Problem]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            if problems := _wrong_columns(list(reader.fieldnames or []), columns):
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            if problems := _wrong_columns(list(reader.fieldnames), columns):
                 return {}, problems
             return _gather(((reader.line_num, row) for row in reader), columns)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -119,7 +122,10 @@ def _read(path: Path, columns: Mapping[str, str]) -> tuple[Values, list[Problem]
 def _wrong_columns(header: Sequence[str], columns: Mapping[str, str]) -> list[Problem]:
     found = []
     for option, name in columns.items():
-        if name not in header:
+        before = [f"--{other}" for other in columns if columns[other] == name]
+        if before[0] != f"--{option}":
+            found.append(Problem((option,), f"column {name!r} is that of {before[0]} already"))
+        elif name not in header:
             found.append(Problem((option,), f"no column {name!r}; the file has {header}"))
         elif header.count(name) > 1:
             found.append(Problem((option,), f"{header.count(name)} columns are called {name!r}"))
@@ -147,19 +153,33 @@ def _gather(
         seen[block, arm] = line
         try:
             values.setdefault(block, {})[arm] = _value(text)
-        except ValueError:
-            problems.append(Problem(("metric",), f"row {line}: {text!r} is no finite number"))
+        except ValueError as error:
+            where = f"row {line}, column {columns['metric']!r}"
+            problems.append(Problem(("metric",), f"{where}: {text!r} {error}"))
     if not seen and not problems:
         problems.append(Problem(("file",), "holds no rows below its header"))
     return values, problems
 
 
 def _value(text: str) -> float | None:
-    """An empty cell and NaN are missing values."""
-    value = float(text or "nan")
+    """An empty cell and NaN are missing values; ValueError says what is wrong with another."""
+    try:
+        value = math.nan if "_" in text else float(text or "nan")
+    except ValueError:
+        value = math.inf
     if math.isinf(value) or "_" in text:  # Python alone reads 1_0 as ten
-        raise ValueError(text)
+        raise ValueError("is no finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"is too large; give numbers to {LARGEST:g}")
     return None if math.isnan(value) else value
+
+
+def _numbered(values: Values) -> Mapping[Any, dict[str, float | None]]:
+    """Blocks that are whole numbers, all of them, as such: seeds, as in every comparison."""
+    numbers = [int(block) for block in values if re.fullmatch(r"-?[0-9]+", block)]
+    if len(set(numbers)) < len(values):
+        return values
+    return dict(zip(numbers, values.values(), strict=True))
 
 
 def _wrong_arms(arms: Sequence[str], reference: str | None) -> list[Problem]:

@@ -8,8 +8,6 @@ from typing import Any
 
 Judged = Mapping[str, Any]
 
-SAME = 1e-12  # differences closer than this are equal but for rounding
-
 
 def sentence(judged: Judged) -> str:
     """The verdict in plain words, without its full stop; one after the other for several arms."""
@@ -36,7 +34,7 @@ def _of_arm(judged: Judged) -> str:
 
 def warnings(judged: Judged) -> list[str]:
     """What this design cannot show, and what a reader should know; a sentence each."""
-    kinds = (_too_few, _no_spread, _several, _looked, _half_blocks, _unlike, _no_baseline)
+    kinds = (_too_few, _no_spread, _several, _looked, _beyond, _half_blocks, _unlike, _no_baseline)
     return [line for kind in kinds for line in kind(judged)]
 
 
@@ -79,13 +77,12 @@ def _too_few(judged: Judged) -> Iterator[str]:
 
 
 def _no_spread(judged: Judged) -> Iterator[str]:
-    for arm in judged["comparisons"]:
-        deltas = [block["deltas"][arm] for block in judged["blocks"]]
-        known = [delta for delta in deltas if delta is not None]
-        if len(known) > 1 and max(known) - min(known) < SAME:
+    for arm, one in judged["comparisons"].items():
+        low, high = one["ci95"] or (None, None)
+        if low is not None and low == high:
             yield (
-                f"{arm} has the same difference in all {len(known)} blocks: that tells nothing of "
-                "its spread, so neither the interval nor the verdict can be trusted"
+                f"{arm} has the same difference in all {one['n_blocks']} blocks: that tells "
+                "nothing of its spread, so neither the interval nor the verdict can be trusted"
             )
 
 
@@ -100,12 +97,21 @@ def _several(judged: Judged) -> Iterator[str]:
 
 
 def _looked(judged: Judged) -> Iterator[str]:
-    look = judged["sequential"]
-    if look and (look["look"] or 0) != 1:
+    looks = [one["sequential"] for one in judged["comparisons"].values() if one["sequential"]]
+    if any(look["look"] != 1 and look["next"] != look["looks"][0] for look in looks):
         yield (
             "the looks before this one are counted in the verdict and its interval, not in the p "
             "values nor in the 95 % intervals"
         )
+
+
+def _beyond(judged: Judged) -> Iterator[str]:
+    """Whole blocks that came after the last planned look had all it needs."""
+    look = judged["sequential"]
+    blocks = [b["seed"] for b in judged["blocks"] if None not in b["values"].values()]
+    if look and len(blocks) > (last := look["looks"][-1]):
+        left = _few([str(seed) for seed in blocks[last:]])
+        yield f"the last planned look is at {last} blocks; those after it are left out: {left}"
 
 
 def _half_blocks(judged: Judged) -> Iterator[str]:

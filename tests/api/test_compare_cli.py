@@ -39,3 +39,11 @@ def test_a_table_of_runs_made_elsewhere(tmp_path: Path) -> None:
     assert "on is better than off" in stoplab.run(*words, "--reference", "off")
     (error,) = stoplab.json(*words, code=2)["errors"]
     assert error["path"] == "reference"
+
+
+def test_names_may_begin_with_a_dash(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text(CSV.replace("acc", "-loss").replace("off", "-off"))
+    stoplab = Stoplab(tmp_path / "home", tmp_path)
+    words = ("compare", "table", "runs.csv", "--block", "fold", "--arm", "who")
+    judged = stoplab.json(*words, "--metric=-loss", "--reference=-off")
+    assert (judged["metric"], judged["reference"]) == ("-loss", "-off")

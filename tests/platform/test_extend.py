@@ -42,6 +42,15 @@ def test_seeds_are_added_and_arms_keep_their_order() -> None:
     assert more.digest() != comparison().digest()
 
 
+def test_seeds_are_added_beyond_the_last_look() -> None:
+    """One of the planned blocks may be lost for good."""
+    primary = {"looks": [2, 3]}
+    spec = parse_spec(example("compare", seeds=[0, 1, 2], primary=primary))
+    more = extended(spec, {"seeds": [3]})
+    assert isinstance(more, ComparisonSpec)
+    assert more.seeds == (0, 1, 2, 3)
+
+
 def test_values_and_replicates_are_added_to_a_grid() -> None:
     more = extended(sweep(), {"space": {NOISE: {"grid": [0.4]}}, "replicates": 2})
     assert isinstance(more, SweepSpec)

@@ -82,6 +82,12 @@ def test_a_failed_run_is_a_missing_value() -> None:
     assert result(comparison(), failed)["n_blocks"] == 2
 
 
+def test_a_run_without_the_metric_is_not_complete() -> None:
+    blank = [*cells()[:-1], cells()[-1].model_copy(update={"metrics": {}})]
+    judged = result(comparison(), blank)
+    assert (judged["n_blocks"], judged["complete"]) == (2, False)
+
+
 def test_nan_is_missing() -> None:
     judged = judge({0: {"a": 0.1, "b": math.nan}, 1: {"a": 0.1, "b": 0.2}, 2: {"b": 0.3}}, "a", "b")
     assert judged["n_blocks"] == 1
@@ -182,7 +188,10 @@ def test_half_blocks_unlike_draws_and_baselines_are_warned_of() -> None:
     half = result(comparison(), cells()[:-1])["warnings"]
     assert half[1] == "half blocks are shown and left out: 2 (no stochastic)"
     arms = {"some": {}, "more": {"masking.target.count": 4}}
-    other = [finished(arm, s, v) for s in range(6) for arm, v in (("some", 0.5), ("more", s / 9))]
+    other = [
+        finished(arm, s, v, certificate={**certificate(s), "masks": arm})
+        for s in range(6) for arm, v in (("some", 0.5), ("more", s / 9))
+    ]  # fmt: skip
     told = result(comparison(arms=arms, seeds=list(range(6))), other, notes=["and more"])[
         "warnings"
     ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -90,6 +91,37 @@ def test_sign_flips_are_exact_for_few_blocks(n: int) -> None:
     assert found == pytest.approx(by_hand, abs=CLOSE)
 
 
+def of_counts(right: np.ndarray, other: np.ndarray, out_of: int) -> float | None:
+    a, b = (right / out_of).tolist(), (other / out_of).tolist()
+    return difference(a, b, min_effect=0.005).p_sign_flip
+
+
+def test_sign_flips_of_accuracies_are_exact_where_sums_are_equal() -> None:
+    """Counts of images hold equal sums by the dozen; as fractions they differ by rounding."""
+    gaps = np.array([66, 24, -90, -46])
+    assert of_counts(np.full(4, 7000), 7000 + gaps, 10_000) == 0.875
+    draws = np.random.default_rng(0)
+    for _ in range(300):
+        n, out_of = int(draws.integers(4, 11)), int(draws.choice([100, 540, 10_000, 1_000_000]))
+        right, other = draws.binomial(out_of, 0.7, n), draws.binomial(out_of, 0.7005, n)
+        signs = np.array(list(itertools.product((1, -1), repeat=n)))
+        gaps = other - right
+        exact = (np.abs(signs @ gaps) >= abs(gaps.sum())).mean()
+        assert of_counts(right, other, out_of) == pytest.approx(exact, abs=CLOSE), (gaps, out_of)
+
+
+def test_many_blocks_fit_into_memory() -> None:
+    """All resamples of 2,000 blocks at once would be more than a gigabyte."""
+    a, b = draws(2_000, 0.0005)
+    tracemalloc.start()
+    found = difference(a, b, min_effect=0.005)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.p_sign_flip is not None
+    assert found.ci95_bca is not None
+    assert most < 200e6
+
+
 def test_sign_flips_are_sampled_beyond_and_repeat() -> None:
     a, b = draws(25, 0.004)
     first, second = (difference(a, b, min_effect=0.005).p_sign_flip for _ in range(2))
@@ -152,6 +184,25 @@ def test_equal_differences_make_a_point_of_the_interval() -> None:
     assert (found.verdict, found.p_t, found.d_z, found.tost_p) == ("better", 0, None, 1)
     assert found.p_sign_flip == 0.25  # the test without a bell curve stays modest
     assert found.more_seeds_for_80_power == 0
+
+
+def test_a_block_of_large_values_hides_no_other() -> None:
+    a, b = draws(11, 0.05)
+    a, b = [*a, 3e11], [*b, 6e11]
+    deltas = np.subtract(b, a)
+    found = difference(a, b, min_effect=0.005)
+    assert found.prob_superior == 1
+    assert found.p_wilcoxon == pytest.approx(stats.wilcoxon(deltas).pvalue, abs=CLOSE)
+    assert found.p_sign_flip == pytest.approx(2 / 2**12)
+
+
+def test_small_values_have_a_spread_too() -> None:
+    scale, (a, b) = 1e-14, draws(6, 0.002)
+    small = difference([x * scale for x in a], [x * scale for x in b], min_effect=0)
+    plain = difference(a, b, min_effect=0)
+    assert small.verdict == plain.verdict == "inconclusive"
+    for name in ("p_t", "p_sign_flip", "p_wilcoxon", "d_z", "prob_superior"):
+        assert getattr(small, name) == pytest.approx(getattr(plain, name), abs=1e-6), name
 
 
 def test_float_noise_ranks_nothing() -> None:

@@ -123,3 +123,14 @@ def test_a_study_reads_what_its_runs_told() -> None:
     right = read_right(folder, cells, "test/knn_top1")[0]["stochastic"]
     assert right.tolist() == [True, True, True, False]
     assert read_right(folder, cells, "test/location_r2") == {}
+
+
+def test_arms_that_were_held_against_unlike_labels_are_left_out() -> None:
+    folder = start().folder
+    labels = {"deterministic-s0": [0, 1], "stochastic-s0": [0, 1], "deterministic-s1": [0, 1],
+              "stochastic-s1": [1, 0]}  # fmt: skip
+    for name, true in labels.items():
+        folder.run(name).root.mkdir(parents=True)
+        write_json(folder.run(name).predictions, {"labels": true, "test/knn_top1": [0, 0]})
+    cells = [finished(arm, s, 0.5) for s in (0, 1) for arm in ("deterministic", "stochastic")]
+    assert set(read_right(folder, cells, "test/knn_top1")) == {0}

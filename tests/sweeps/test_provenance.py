@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 
 from stoplab_platform.ledger import Cell, CellState, Ledger
+from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import JobFolder, write_json
 from stoplab_sweeps.provenance import notes
 from support_studies import certificate, comparison, finished
 
+NOISE = "positions.noise_std"
+RATIO = effective_ratio(comparison().base.masking, comparison().base.grid)
 ARMS = ("deterministic", "stochastic")
 
 
@@ -25,11 +28,13 @@ def cells(*seeds: int, **changes: Any) -> list[Cell]:
     ]  # fmt: skip
 
 
-def swept(folder: JobFolder, *runs: tuple[str, int, str]) -> None:
+def swept(
+    folder: JobFolder, *runs: tuple[str, int, str], points: dict[str, Any] | None = None
+) -> None:
     """A finished sweep beside the comparison: (point, seed, run digest) of its runs."""
     Ledger(JobFolder(folder.root.parent / "j_sweep")).plan([
         Cell(id=f"p-{point}-s{seed}", index=n, seed=seed, state=CellState.SUCCEEDED,
-             run_digest=digest)
+             run_digest=digest, point=(points or {}).get(point, {}))
         for n, (point, seed, digest) in enumerate(runs)
     ])  # fmt: skip
 
@@ -67,6 +72,24 @@ class TestChosenOnTheSameRuns:
     def test_other_seeds_are_fresh(self, folder: JobFolder) -> None:
         swept(folder, ("a", 0, "stochastic-0"), ("b", 0, "worse"))
         assert notes(comparison(), folder, cells(1, 2)) == []
+
+    def test_another_run_of_the_same_settings_on_these_seeds_is_told(
+        self, folder: JobFolder
+    ) -> None:
+        """Such as one of more epochs, or under another number of threads."""
+        points = {"a": {NOISE: 0.25, "masking_ratio": RATIO}, "b": {NOISE: 0.5}}
+        swept(folder, *((name, s, f"{name}{s}") for name in points for s in (0, 1)), points=points)
+        (note,) = notes(comparison(), folder, cells(0, 1, 2))
+        assert "the sweep j_sweep has tried the settings of stochastic on seeds 0, 1 too" in note
+        assert notes(comparison(), folder, cells(2, 3)) == []
+
+    @pytest.mark.parametrize("point", [{NOISE: 0.1}, {NOISE: 0.25, "masking_ratio": 0.9}])
+    def test_other_settings_are_no_choice_of_this_one(
+        self, folder: JobFolder, point: dict[str, Any]
+    ) -> None:
+        points = {"a": point, "b": {NOISE: 0.5}}
+        swept(folder, ("a", 0, "a0"), ("b", 0, "b0"), points=points)
+        assert notes(comparison(), folder, cells(0, 1)) == []
 
     def test_a_single_point_chose_nothing(self, folder: JobFolder) -> None:
         swept(folder, ("a", 0, "stochastic-0"), ("a", 1, "stochastic-1"))

@@ -11,7 +11,7 @@ from stoplab_sweeps.report import (
     sweep_table,
     table,
 )
-from support_studies import comparison, finished, sweep
+from support_studies import certificate, comparison, finished, sweep
 
 NOISE = "positions.noise_std"
 
@@ -65,6 +65,30 @@ def test_the_page_names_pairing_and_baseline() -> None:
     assert "| 0 | 0.5000 | 0.5400 | +0.0400 |" in page
     assert "- pairing: paired, proved" in page
     assert "- baseline: ijepa" in page
+
+
+def test_the_page_tells_every_statistic_of_every_arm() -> None:
+    arms = {"a": {}, "b": {}, "c": {}}
+    cells = [
+        finished(arm, seed, 0.5 + seed / 100 + place * (0.02 + seed / 900))
+        for seed in range(10) for place, arm in enumerate(arms)
+    ]  # fmt: skip
+    spec = comparison(arms=arms, seeds=list(range(10)))
+    judged = result(spec, cells)
+    page = comparison_markdown(spec, judged)
+    for one in judged["comparisons"].values():
+        for key in ("ci95_bca", "ci95_unpaired"):
+            assert f"{one[key][0]:+.4f} to {one[key][1]:+.4f}" in page, key
+        assert f"{one['d_z']:.2f}" in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| p, Wilcoxon |")]
+    assert row.count("|") == 4
+
+
+def test_a_broken_pairing_is_only_broken() -> None:
+    cells = pairs()
+    cells[1] = cells[1].model_copy(update={"certificate": certificate("another")})
+    page = comparison_markdown(comparison(), result(comparison(), cells))
+    assert "- pairing: broken\n" in page
 
 
 def test_a_sweep_ranks_its_points_and_keeps_the_failed_last() -> None:

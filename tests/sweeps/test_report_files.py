@@ -233,6 +233,13 @@ class TestAnew:
             assert self.run(folder, "--format", wanted, "--out", str(out)) is Exit.OK
             assert out.stat().st_size > 100
 
+    @pytest.mark.parametrize("wanted", ["md", "json", "png"])
+    def test_a_folder_is_no_file(
+        self, pair: JobFolder, tmp_path: Path, wanted: str, capsys: Any
+    ) -> None:
+        assert self.run(pair, "--format", wanted, "--out", str(tmp_path)) is Exit.BAD_INPUT
+        assert capsys.readouterr().err == f"out: {tmp_path}: Is a directory\n"
+
     def test_what_there_is_not(
         self, pair: JobFolder, grid: JobFolder, tmp_path: Path, capsys: Any
     ) -> None:

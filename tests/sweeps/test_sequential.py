@@ -10,10 +10,11 @@ from scipy import stats
 
 from stoplab_platform.errors import SpecError
 from stoplab_platform.specs.comparison import Spending
+from stoplab_sweeps import cells
 from stoplab_sweeps.compare import compare, result
 from stoplab_sweeps.paired import difference
 from stoplab_sweeps.sequential import levels, spent
-from stoplab_sweeps.wording import sentence
+from stoplab_sweeps.wording import sentence, warnings
 from support_studies import comparison, finished
 
 LOOKS = (3, 5, 8)
@@ -79,10 +80,27 @@ def test_two_looks_by_hand() -> None:
     assert (early | late).mean() == pytest.approx(0.05, abs=5e-4)
 
 
-@pytest.mark.parametrize("looks", [(2, 3, 4, 5), (2, 60), (6,)])
+THIN = [
+    (2, 4, 6, 8, 10, 50), (3, 6, 9, 12, 15, 50), (3, 6, 9, 12, 15, 100), (5, 6, 7, 8, 9, 50),
+    (5, 7, 9, 11, 13, 100),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("looks", [(2, 3, 4, 5), (2, 60), (6,), *THIN])
 @pytest.mark.parametrize("spending", SPENDINGS)
 def test_levels_are_numbers_for_odd_plans(looks: tuple[int, ...], spending: Spending) -> None:
-    assert all(0 < level <= 0.05 for level in levels(looks, spending))
+    found = levels(looks, spending)
+    assert all(0 < level <= 0.05 for level in found)
+    spends = np.diff([0, *(spent(n / looks[-1], spending, 0.05) for n in looks)])
+    assert all(level >= wanted * (1 - 1e-9) for level, wanted in zip(found, spends, strict=True))
+
+
+def test_levels_are_known_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(cells, "levels", lambda *plan: asked.append(plan))
+    primary = {"metric": "test/knn_top1", "looks": [2, 4], "spending": "pocock"}
+    cells.plan(comparison(primary=primary, seeds=[0, 1, 2]))
+    assert asked == [((2, 4), "pocock", 0.05)]
 
 
 def test_a_level_of_nothing_decides_nothing() -> None:
@@ -136,24 +154,61 @@ def test_the_last_look_is_final() -> None:
     assert sentence(judged).endswith("that was the last planned look")
 
 
+def test_looks_before_this_one_are_told_of_every_arm() -> None:
+    """And not before there was one."""
+    rows = table(5)
+    three = {i: {**row, "c": row["b"]} for i, row in rows.items()}
+    three[4]["b"] = three[3]["b"] = None
+
+    def told(blocks: dict[int, Any]) -> str:
+        judged = compare(blocks, ("a", "b", "c"), metric="m", min_effect=0.001, looks=LOOKS)
+        return "; ".join(warnings({**judged, "certificate": None}))
+
+    assert "the looks before this one" in told(three)  # c stands at its second look, b at its first
+    assert "the looks before this one" not in told({i: three[i] for i in range(2)})
+    assert "the looks before this one" not in told({i: three[i] for i in range(3)})
+
+
 def test_a_study_reads_its_looks_from_the_spec() -> None:
     primary = {"metric": "test/knn_top1", "looks": [2, 4], "spending": "pocock"}
-    cells = [
+    done = [
         finished(arm, seed, 0.5 + seed / 50 + gap * (1 + seed / 5))
         for seed in (0, 1, 2)
         for arm, gap in (("deterministic", 0.0), ("stochastic", 0.1))
     ]
-    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), cells)
+    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), done)
     assert judged["sequential"]["spending"] == "pocock"
     assert (judged["sequential"]["look"], judged["verdict"]) == (None, "inconclusive")
-    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), cells[:4])
+    judged = result(comparison(primary=primary, seeds=[0, 1, 2]), done[:4])
     assert judged["sequential"]["look"] == 1
-    assert result(comparison(), cells)["sequential"] is None
+    assert result(comparison(), done)["sequential"] is None
 
 
-@pytest.mark.parametrize("looks", [[], [1, 4], [4, 4], [5, 3], [2], [4, 501]])
-def test_looks_rise_from_two_and_hold_all_seeds(looks: list[int]) -> None:
-    with pytest.raises(SpecError, match=r"numbers of blocks|last planned look"):
+def test_another_seed_stands_in_for_a_block_that_is_lost() -> None:
+    """The last look counts whole blocks, in the order of the seeds."""
+    spec = comparison(primary={"metric": "test/knn_top1", "looks": [2, 3]}, seeds=[0, 1, 2, 3, 4])
+    done = [
+        finished(arm, seed, 0.5 + seed / 50 + gap * (1 + seed / 50))
+        for seed in (0, 1, 2, 3, 4)
+        for arm, gap in (("deterministic", 0.0), ("stochastic", 0.1))
+    ]
+    lost = [cell for cell in done if cell.id != "stochastic-s1"]
+    judged = result(spec, lost[:7])
+    assert (judged["n_blocks"], judged["sequential"]["final"]) == (3, True)
+    assert judged["verdict"] == "better"
+    judged = result(spec, lost)
+    assert (judged["n_blocks"], judged["verdict"]) == (3, "better")
+    means = [judged["arms"][arm]["mean"] for arm in spec.arms]
+    assert means[1] - means[0] == pytest.approx(judged["delta"])
+    assert judged["blocks"][4]["values"]["stochastic"] is not None
+    assert (
+        "the last planned look is at 3 blocks; those after it are left out: 4" in judged["warnings"]
+    )
+
+
+@pytest.mark.parametrize("looks", [[], [1, 4], [4, 4], [5, 3], [4, 501]])
+def test_looks_rise_from_two(looks: list[int]) -> None:
+    with pytest.raises(SpecError, match="numbers of blocks"):
         comparison(primary={"metric": "test/knn_top1", "looks": looks})
 
 

@@ -59,7 +59,7 @@ def test_the_result_has_the_schema_of_every_comparison(judge: Judge) -> None:
     assert (judged["verdict"], judged["n_blocks"], judged["min_effect"]) == ("better", 3, 0.005)
     assert (judged["certificate"], judged["baseline"]) == (None, None)
     assert judged["blocks"][0] == {
-        "seed": "0",
+        "seed": 0,
         "values": {"deterministic": 0.50, "stochastic": 0.54},
         "delta": pytest.approx(0.04),
         "deltas": {"stochastic": pytest.approx(0.04)},
@@ -104,10 +104,10 @@ def test_everything_wrong_is_told_at_once(judge: Judge) -> None:
         "min_effect", "alpha", "metric", "file", "file", "metric",
     ]  # fmt: skip
     messages = [message for _, message in found]
-    assert "row 8: 'high'" in messages[2]
+    assert "row 8, column 'acc': 'high'" in messages[2]
     assert "row 9: block '1', arm 'stochastic' stands in row 5 too" in messages[3]
     assert "row 10" in messages[4]
-    assert "row 11: 'inf'" in messages[5]
+    assert "row 11, column 'acc': 'inf'" in messages[5]
 
 
 def test_missing_columns_and_single_arms(judge: Judge) -> None:
@@ -126,7 +126,46 @@ def test_what_a_table_could_mean_two_ways_is_refused(judge: Judge) -> None:
     ((path, message),) = judge.problems(f"{ROWS}3,stochastic,0,5,x\n")
     assert (path, message) == ("file", "row 8: more fields than the header names")
     ((path, message),) = judge.problems(f"{ROWS}3,stochastic,1_0,x\n")
-    assert (path, message) == ("metric", "row 8: '1_0' is no finite number")
+    assert (path, message) == ("metric", "row 8, column 'acc': '1_0' is no finite number")
+
+
+@pytest.mark.parametrize("large", ["1e308", "-1e308", "1e200", "-1.1e100"])
+def test_numbers_that_nothing_can_be_computed_of_are_refused(judge: Judge, large: str) -> None:
+    ((path, message),) = judge.problems(f"{ROWS}3,stochastic,{large},x\n3,deterministic,0.5,x\n")
+    assert path == "metric"
+    assert message == f"row 8, column 'acc': '{large}' is too large; give numbers to 1e+100"
+
+
+def test_large_numbers_are_judged(judge: Judge) -> None:
+    text = f"{ROWS}3,stochastic,-1e100,x\n3,deterministic,1e100,x\n"
+    judged = judge(text)
+    assert (judged["n_blocks"], judged["verdict"]) == (4, "inconclusive")
+
+
+def test_whole_numbers_are_seeds_unless_two_are_the_same(judge: Judge) -> None:
+    assert [one["seed"] for one in judge(ROWS)["blocks"]] == [0, 1, 2]
+    text = ROWS.replace("\n1,", "\n00,")
+    assert [one["seed"] for one in judge(text)["blocks"]] == ["0", "00", "2"]
+
+
+def test_names_in_the_header_may_be_padded(judge: Judge) -> None:
+    assert judge(ROWS.replace("seed,arm,acc", "seed , arm, acc"))["n_blocks"] == 3
+
+
+def test_a_column_has_one_meaning(judge: Judge) -> None:
+    found = judge.problems(ROWS, "--block", "arm", "--metric", "arm")
+    assert found == [
+        ("arm", "column 'arm' is that of --block already"),
+        ("metric", "column 'arm' is that of --block already"),
+    ]
+
+
+def test_for_people_every_statistic_is_told(judge: Judge) -> None:
+    text, judged = judge(ROWS, json_too=False), judge(ROWS)
+    for name in ("p, paired t", "p, sign flips", "effect size d_z", "95 % interval, unpaired"):
+        assert name in text, name
+    assert f"{judged['p_t']:.4f}" in text
+    assert f"{judged['d_z']:.2f}" in text
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: Any) -> None:

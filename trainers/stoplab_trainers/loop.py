@@ -176,7 +176,7 @@ def _train_step(run: Run, batch: Batch) -> tuple[Tensor, Tensor, TensorMasks, Te
     set_step(run.optimizer, run.schedules, run.step)
     images = normalise(batch.images.to(device, non_blocking=True))
     masks = draw_masks(spec, batch.step, run.rows, device)
-    run.record.add(batch, masks, run.total_steps)
+    run.record.add(run, batch, masks)
     _, num_context = masks.context.shape
     _, num_blocks, num_target = masks.targets.shape
     noise = draw_noise(spec, batch.step, run.rows, num_context, num_blocks, num_target, device)

@@ -8,54 +8,113 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from stoplab_trainers.checkpoint import weights_sha256
 from stoplab_trainers.data.loader import Batch
-from stoplab_trainers.masking import TensorMasks
+from stoplab_trainers.data.plan import share
+from stoplab_trainers.masking import TensorMasks, draw_masks
+from stoplab_trainers.model.jepa import of_positions
+
+if TYPE_CHECKING:  # the loop imports this module
+    from stoplab_trainers.loop import Run, World
 
 STEPS = 100
 STREAMS = ("samples", "crops", "masks")
 
 
 class PairingRecord:
-    """Hashes of the initial weights and, of rank 0, of sample ids, crops and masks."""
+    """Hashes of the initial weights, and of the global batch's sample ids, crops and masks.
+
+    Rank 0's is the one that counts. Its own share it hashes as it was fed; of the others it
+    draws ids and masks itself, which are functions of the step, and is told the crops' hashes.
+    """
 
     def __init__(self, initial_weights: Mapping[str, torch.Tensor]) -> None:
-        self._init = weights_sha256(initial_weights)
+        self._init = _init_hashes(initial_weights)
         self._digests: dict[str, list[str]] = {stream: [] for stream in STREAMS}
 
-    def add(self, batch: Batch, masks: TensorMasks, total_steps: int) -> None:
-        """Record one step's input, if it is among the first or the last hundred."""
-        if STEPS <= batch.step < total_steps - STEPS:
+    def add(self, run: Run, batch: Batch, masks: TensorMasks) -> None:
+        """Record one step's input, if it is among the first or the last hundred; all ranks call."""
+        if STEPS <= batch.step < run.total_steps - STEPS:
+            return
+        crops = _of_all_ranks(batch.images, run.world)
+        if run.world.rank > 0:
             return
         parts = {
-            "samples": [torch.from_numpy(batch.ids)],
-            "crops": [batch.images],
-            "masks": [masks.context.cpu(), masks.targets.cpu()],
+            "samples": [_whole_ids(run, batch)],
+            "crops": crops,
+            "masks": _whole_masks(run, batch.step, masks),
         }
         for stream, tensors in parts.items():
-            digest = hashlib.sha256()
-            for tensor in tensors:
-                digest.update(tensor.contiguous().numpy().tobytes())
-            self._digests[stream].append(digest.hexdigest())
+            self._digests[stream].append(_sha256(tensors).hexdigest())
 
     def certificate(self) -> dict[str, str]:
-        """One hash a stream: `init`, `samples`, `crops`, `masks`."""
+        """One hash a stream: `init`, `samples`, `crops`, `masks`.
+
+        Of `init` also its parts, by which runs of unlike positions can be compared:
+        `init/shared`, the weights that all positions have, and `init/NAME` for each other one.
+        """
         streams = {
             stream: hashlib.sha256("".join(digests).encode()).hexdigest()
             for stream, digests in self._digests.items()
         }
-        return {"init": self._init, **streams}
+        return {**self._init, **streams}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {"init": self._init, "digests": copy.deepcopy(self._digests)}
+        return {"init": dict(self._init), "digests": copy.deepcopy(self._digests)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._init = state["init"]
+        init = state["init"]
+        self._init = {"init": init} if isinstance(init, str) else dict(init)  # str: before parts
         self._digests = copy.deepcopy(dict(state["digests"]))
+
+
+def _whole_ids(run: Run, batch: Batch) -> torch.Tensor:
+    ids = run.plan.ids(batch.step).copy()
+    ids[run.rows] = batch.ids
+    return torch.from_numpy(ids)
+
+
+def _whole_masks(run: Run, step: int, own: TensorMasks) -> list[torch.Tensor]:
+    """All contexts, then all targets; shares of unlike lengths (official sampler) one by one."""
+    world, size = run.world, run.spec.optim.batch_size
+    shares = [
+        own if rank == world.rank else draw_masks(run.spec, step, share(size, rank, world.size))
+        for rank in range(world.size)
+    ]
+    return [*(one.context for one in shares), *(one.targets for one in shares)]
+
+
+def _of_all_ranks(images: torch.Tensor, world: World) -> list[torch.Tensor]:
+    """The images, where there is one rank; else a hash of each rank's."""
+    if world.size == 1:
+        return [images]
+    digest = bytearray(_sha256([images]).digest())
+    own = torch.frombuffer(digest, dtype=torch.uint8).to(world.device)
+    found = [torch.empty_like(own) for _ in range(world.size)]
+    dist.all_gather(found, own)
+    return found
+
+
+def _sha256(tensors: Sequence[torch.Tensor]) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest
+
+
+def _init_hashes(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    shared = {name: value for name, value in weights.items() if not of_positions(name)}
+    own = {name: value for name, value in weights.items() if of_positions(name)}
+    return {
+        "init": weights_sha256(weights),
+        "init/shared": weights_sha256(shared),
+        **{f"init/{name}": weights_sha256({name: value}) for name, value in own.items()},
+    }

@@ -34,6 +34,7 @@ from stoplab_trainers.hooks import (
     spelled,
 )
 from stoplab_trainers.loop import Run, StepReport, World, precision, train
+from stoplab_trainers.pairing import PairingRecord
 from stoplab_trainers.scores import Final, Scores
 
 log = logging.getLogger("stoplab.train")
@@ -63,7 +64,7 @@ class Summary(BaseModel):
     certificate: dict[str, str]
     """Hashes of what it was fed, for pairing."""
     facts: dict[str, Any]
-    """Resolved precision, threads, device, data fingerprint, versions."""
+    """Resolved precision, threads, device, data fingerprint, what judged it, versions."""
     run_digest: str
     """Identity of its weights."""
     weights_sha256: str
@@ -127,7 +128,7 @@ def run_rank(
     summary = Summary(
         metrics={**last.metrics, **found},
         certificate=run.record.certificate(),
-        facts=facts,
+        facts=facts | ({"judged": scores.fingerprint} if scores else {}),
         run_digest=identity.run_digest,
         weights_sha256=weights,
         mlflow_run_id=tracker.run_id,
@@ -229,6 +230,7 @@ def _start(run: Run, folder: RunFolder, owner: Mapping[str, str], leg: Leg | Non
         _, state = checkpoint.load(Path(run.spec.model.init_from), identity=None)
         run.model.load_state_dict(state["model"])
         run.target.load_state_dict(state["target"])
+        run.record = PairingRecord(run.model.state_dict())
         log.info("weights from %s", run.spec.model.init_from)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.evals import Protocol
 from stoplab_trainers.evals.features import Bank, FrozenEncoder, On
-from stoplab_trainers.evals.suite import evaluate, load_splits, outcomes, pixel_encoder
+from stoplab_trainers.evals.suite import VERSION, evaluate, load_splits, outcomes, pixel_encoder
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import build_model
 
@@ -32,6 +33,12 @@ class Scores:
         assert data is not None, "a spec with evals has labelled data"
         self._spec = spec
         self._splits = load_splits(data, spec.data.image_size, cache)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what a run is judged by: labelled images and protocols."""
+        protocols = [protocol.plain() for protocol in self._spec.evals]
+        return canonical_digest([VERSION, self._splits.fingerprint, protocols])
 
     def of(
         self,

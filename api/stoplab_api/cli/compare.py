@@ -60,9 +60,10 @@ def table(
     as_json: AsJson = False,
 ) -> None:
     """Judge a table of runs, made anywhere: one row for each block and arm."""
-    words = ["--block", block, "--arm", arm, "--metric", metric]
-    words += ["--min-effect", str(min_effect), "--alpha", str(alpha)]
-    words += [] if reference is None else ["--reference", reference]
+    # As one word each: a name may begin with a dash.
+    words = [f"--block={block}", f"--arm={arm}", f"--metric={metric}"]
+    words += [f"--min-effect={min_effect}", f"--alpha={alpha}"]
+    words += [] if reference is None else [f"--reference={reference}"]
     words += ["--json"] if as_json else []
     # A process of its own: the statistics stand in a wing that this one does not import.
     command = [sys.executable, "-P", "-m", "stoplab_sweeps.table", *words, "--", str(file)]

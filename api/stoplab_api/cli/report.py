@@ -54,7 +54,10 @@ def report(
         sys.stdout.write(content.decode())
         return
     path = out or Path(f"{job}.{format}")
-    path.write_bytes(content)
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise bad_input(f"out: {path}: {error.strerror}") from error
     print_text(str(path))
 
 

@@ -28,9 +28,10 @@ class PrimarySpec(Spec):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Error rate of the interval. Default 0.05."""
     looks: tuple[int, ...] | None = None
-    """Numbers of blocks at which a verdict may be given while seeds are added; rising, the last
-    is the most there will ever be. All looks together err in alpha. Default null: one look, at
-    all seeds."""
+    """Numbers of complete blocks at which a verdict may be given while seeds are added; rising,
+    the last is the most that ever count: the first so many, in the order of the seeds, so that
+    seeds can stand in for blocks that were lost. All looks together err in alpha. Default null:
+    one look, at all seeds."""
     spending: Spending = "obrien_fleming"
     """How looks share alpha: `obrien_fleming` asks much of early ones and little more of the last
     than a single look; `pocock` treats them almost alike. Default obrien_fleming."""
@@ -91,15 +92,20 @@ class ComparisonSpec(Spec):
         """Two arms, two different seeds, overrides that fit, a metric that is measured."""
         if len(self.arms) < 2:
             yield Problem(("arms",), f"needs two arms or more; got {list(self.arms)}")
-        yield from self._seed_problems()
+        if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
+            yield Problem(("seeds",), f"{list(self.seeds)}: give two different seeds or more")
+        if not all(0 <= seed < 2**31 for seed in self.seeds):
+            yield Problem(("seeds",), f"{list(self.seeds)}: seeds lie in 0 to 2^31 - 1")
         for name, changes in self.arms.items():
             if "seed" in changes:
                 yield Problem(("arms", name, "seed"), "arms share the block's seed; leave it out")
             try:
-                applied(self.base, changes, RunSpec)
+                run = applied(self.base, changes, RunSpec)
             except SpecError as error:
                 for problem in error.problems:
                     yield Problem(("arms", name, problem.dotted), problem.message)
+            else:
+                yield from _judged_apart(name, run, self.base)
         split, _, metric = self.primary.metric.partition("/")
         if split not in ("val", "test") or metric not in self.base.metrics():
             yield Problem(
@@ -109,18 +115,13 @@ class ComparisonSpec(Spec):
                 (("base", "evals"),),
             )
 
-    def _seed_problems(self) -> Iterator[Problem]:
-        if len(self.seeds) < 2 or len(set(self.seeds)) != len(self.seeds):
-            yield Problem(("seeds",), f"{list(self.seeds)}: give two different seeds or more")
-        if not all(0 <= seed < 2**31 for seed in self.seeds):
-            yield Problem(("seeds",), f"{list(self.seeds)}: seeds lie in 0 to 2^31 - 1")
-        looks = self.primary.looks
-        if looks and len(self.seeds) > looks[-1]:
-            yield Problem(
-                ("seeds",),
-                f"{len(self.seeds)} seeds: the last planned look is at {looks[-1]} blocks",
-                (("primary", "looks"),),
-            )
+
+def _judged_apart(arm: str, run: RunSpec, base: RunSpec) -> Iterator[Problem]:
+    if run.evals != base.evals:
+        yield Problem(("arms", arm, "evals"), "arms are judged alike; leave it out")
+    if run.data.eval_data() != base.data.eval_data():
+        text = "arms are judged alike, on the base's labelled data; leave it out"
+        yield Problem(("arms", arm, "data.eval"), text)
 
 
 def _rise(numbers: tuple[int, ...]) -> bool:

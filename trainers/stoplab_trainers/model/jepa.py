@@ -58,6 +58,11 @@ def build_model(spec: RunSpec) -> Jepa:
     return model
 
 
+def of_positions(name: str) -> bool:
+    """Whether a weight of a `Jepa` is one that only some kinds of positions have."""
+    return name.startswith(("predictor.mask_token", "predictor.noise."))
+
+
 def target_of(encoder: Encoder) -> Encoder:
     """The target encoder at step 0: a frozen copy."""
     return copy.deepcopy(encoder).requires_grad_(False)
