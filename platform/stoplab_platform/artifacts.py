@@ -101,6 +101,4 @@ def _is_plain(folder: JobFolder, file: Path) -> bool:
 def _told(folder: JobFolder, file: Path) -> Artifact:
     stamp = file.stat()
     modified = datetime.fromtimestamp(stamp.st_mtime, UTC)
-    return Artifact(
-        str(PurePosixPath(file.relative_to(folder.root))), stamp.st_size, modified
-    )
+    return Artifact(str(PurePosixPath(file.relative_to(folder.root))), stamp.st_size, modified)

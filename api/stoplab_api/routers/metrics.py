@@ -56,9 +56,7 @@ def show_metrics(
             description="A cell of a study; by default the study's own run.",
         ),
     ] = None,
-    points: Annotated[
-        int, Query(ge=3, le=5000, description="Most points of one series.")
-    ] = 500,
+    points: Annotated[int, Query(ge=4, le=5000, description="Most points of one series.")] = 500,
 ) -> Any:
     """Metrics of a run from MLflow, and from the run's spool what MLflow does not have yet."""
     job = lab.jobs.get(caller, job_id)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def read_last(
 
 
 def thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
-    """At most ``most`` (3 or more) of the points, extremes among them.
+    """At most ``most`` (4 or more) of the points, extremes among them.
 
     The first and the last stay; the others are cut into equal runs, of which the smallest and the
     largest value stay (a NaN counts as both). That is the min-max aggregation of Jugel et al., M4:
@@ -88,11 +89,9 @@ def thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
     values = np.array([point.value for point in points])
     edges = np.linspace(1, len(points) - 1, max(1, (most - 2) // 2) + 1, dtype=int)
     kept = {0, len(points) - 1}
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         part = values[low:high]
-        kept |= {int(low + part.argmin())}
-        if most > 3:
-            kept |= {int(low + part.argmax())}
+        kept |= {int(low + part.argmin()), int(low + part.argmax())}
     return [points[index] for index in sorted(kept)]
 
 
