@@ -79,9 +79,10 @@ def _is_meant(folder: JobFolder, file: Path) -> bool:
     """Whether the listing would name it, were it there."""
     if file in _own(folder):
         return True
-    if not file.is_relative_to(folder.runs) or file.parent == folder.runs:
+    inside = file.relative_to(folder.root).parts
+    if len(inside) < 3 or folder.root / inside[0] != folder.runs:
         return False
-    run = folder.run(file.relative_to(folder.runs).parts[0])
+    run = folder.run(inside[1])
     if file in _results(run) or run.artifacts in file.parents:
         return True
     return file.parent.parent == run.checkpoints

@@ -117,9 +117,9 @@ def _is_part(range: str, size: int) -> bool:
     if found is None:
         return False
     first, last = found.groups()
-    if first and last and int(last) < int(first):
+    if not (first or last) or (first and last and int(last) < int(first)):
         return False
-    outside = int(first) >= size if first else int(last or 0) == 0 or size == 0
+    outside = int(first) >= size if first else int(last) == 0 or size == 0
     if outside:
         headers = {"Content-Range": f"bytes */{size}"}
         raise ApiProblem(

@@ -41,7 +41,7 @@ def read_series(folder: RunFolder, uri: str, run_id: str | None, names: Sequence
     Raises TrackerUnavailable where MLflow is away and the run has left no spool here.
     """
     found: dict[str, list[Point]] = {name: [] for name in names}
-    source, offset = _begin(folder)
+    source, offset = _begin(folder, run_id)
     try:
         if run_id is not None:
             told = history(uri, run_id, names)
@@ -64,7 +64,7 @@ def read_last(
 ) -> tuple[Source, Mapping[str, float]]:
     """The last value of every metric; raises as `read_series` does."""
     found: dict[str, float] = {}
-    source, offset = _begin(folder)
+    source, offset = _begin(folder, run_id)
     try:
         if run_id is not None:
             found, source = dict(last_values(uri, run_id)), "mlflow"
@@ -100,11 +100,11 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) and abs(value) < 1.797e308 else None
 
 
-def _begin(folder: RunFolder) -> tuple[Source, int]:
-    """Whose word there is before MLflow is asked, and where in the spool its own ends."""
+def _begin(folder: RunFolder, run_id: str | None) -> tuple[Source, int]:
+    """Whose word there is before MLflow is asked, and where in the spool that of MLflow ends."""
     # Read first: what is sent in the meantime is then seen twice, and taken once.
     sent = read_json(folder.spool_sent) or {}
-    return "spool", int(sent.get("offset", 0))
+    return "spool", int(sent.get("offset", 0)) if sent.get("run_id") == run_id else 0
 
 
 def _spooled(folder: RunFolder, offset: int) -> Iterator[tuple[int, dict[str, float], int]]:
