@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 from stoplab_platform.masks import context_tokens, target_tokens
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.masking import MaskingSpec
 from stoplab_platform.specs.model import VitSizes
 
 COLOURS = 3
+COARSE = 16
+"""Patches along the side of the grid on which masks are looked at, at most: shares of larger
+grids are the same within two per cent, and take minutes."""
 FP32, BF16 = 4, 2  # bytes
 RUNTIME = 600 * 2**20
 """Bytes of a process with torch and a data loader, or of a GPU's context, before any model."""
@@ -90,7 +94,7 @@ def encoder_parameters(sizes: VitSizes) -> int:
 def flops(spec: RunSpec) -> Flops:
     """Operations for one image of a run."""
     sizes, grid = spec.model.sizes(), spec.grid
-    kept = context_tokens(spec.masking, grid, batch_size=_local_batch(spec))
+    kept = _kept(spec)
     target = encoder_flops(sizes, grid * grid)
     context = encoder_flops(sizes, kept)
     predictor, noise = _predictor_flops(spec, kept)
@@ -124,6 +128,22 @@ def memory(spec: RunSpec) -> Memory:
         fixed + ACTIVATIONS_HIGH * activations,
     )
     return Memory(weights, gradients, optimizer, target, activations, RUNTIME, total)
+
+
+def coarse(masking: MaskingSpec, grid: int) -> tuple[MaskingSpec, int]:
+    """The masking on a grid that can be looked at quickly, and that grid's side."""
+    if grid <= COARSE:
+        return masking, grid
+    if masking.kind == "multiblock":
+        fewest = max(1, round(masking.min_keep * (COARSE / grid) ** 2))
+        masking = masking.model_copy(update={"min_keep": fewest})
+    return masking, COARSE
+
+
+def _kept(spec: RunSpec) -> float:
+    """Mean length of the context (patches)."""
+    masking, grid = coarse(spec.masking, spec.grid)
+    return context_tokens(masking, grid, batch_size=_local_batch(spec)) * (spec.grid / grid) ** 2
 
 
 def _hidden(sizes: VitSizes) -> int:
@@ -203,7 +223,7 @@ def _activations(spec: RunSpec) -> int:
     half = spec.compute.precision == "bf16" or (
         spec.compute.precision == "auto" and spec.compute.gpus_per_worker > 0
     )
-    kept = context_tokens(spec.masking, spec.grid, batch_size=_local_batch(spec))
+    kept = _kept(spec)
     blocks = spec.masking.target.count if spec.masking.kind == "multiblock" else 1
     rows = blocks * (kept + target_tokens(spec.masking, spec.grid))
     student = (

@@ -26,7 +26,7 @@ from stoplab_platform.specs import (
 from stoplab_platform.study_runs import number, shorter, variants
 
 START_S = Range(3, 12, 40)
-"""Seconds in which a run starts, and reads its data's index (assumed)."""
+"""Seconds in which a run's process starts, torch is imported, data is opened (assumed)."""
 JUDGING = Range(1, 1.6, 4)
 """Time of the evaluations as a multiple of the encoder's passes over their images: kNN is little,
 a linear probe on many images is as much again and more (assumed)."""
@@ -183,7 +183,7 @@ def _run(spec: RunSpec, known: Sequence[Measured], counted: Count | None) -> _Ru
 def _beside(spec: RunSpec, found: Rate, counted: Count) -> Range:
     """Seconds of start and evaluations."""
     if found.overhead_s is not None:
-        return Range(found.overhead_s / 1.5, found.overhead_s, found.overhead_s * 1.5)
+        return START_S + Range(found.overhead_s / 1.5, found.overhead_s, found.overhead_s * 1.5)
     data = spec.data.eval_data()
     if data is None or not spec.evals:
         return START_S
@@ -229,7 +229,10 @@ def _facts(
 ) -> Iterator[str]:
     yield f"{counted.images} images an epoch: {counted.source}" if counted else NO_IMAGES
     if found.overhead_s is not None:
-        yield f"{found.overhead_s:.0f} s beside the steps, as in runs with the same evaluations"
+        yield (
+            f"{found.overhead_s:.0f} s beside the steps, as in runs with the same evaluations, and "
+            f"{START_S.value:.0f} s to start"
+        )
     else:
         yield "start and evaluations are assumed"
     if count > 1:

@@ -116,13 +116,13 @@ def shape(spec: RunSpec) -> str:
 def _measured(job: str, root: Path) -> Measured | None:
     """A finished run's folder never changes. None where it was no run of this release's."""
     run = RunFolder(root)
-    summary = read_json(run.summary)
+    summary: dict[str, Any] = read_json(run.summary) or {}
     try:
         spec = load_spec(run.spec)
     except SpecError:
         return None  # an adopted run, or one of another release
     speed = _speed(run, summary)
-    if not isinstance(spec, RunSpec) or not speed:
+    if not isinstance(spec, RunSpec) or speed is None:
         return None
     epochs = summary["facts"].get("until_epoch") or spec.optim.epochs  # of a population's leg
     images = summary["steps"] // epochs * spec.optim.batch_size
@@ -133,7 +133,7 @@ def _measured(job: str, root: Path) -> Measured | None:
 def _speed(run: RunFolder, summary: Mapping[str, Any]) -> float | None:
     """A moving mean where the run left one, else the last logged steps."""
     progress = read_json(run.progress) or {}
-    found = progress.get("samples_per_s") or summary["metrics"].get("train/samples_per_s")
+    found = progress.get("samples_per_s") or summary.get("metrics", {}).get("train/samples_per_s")
     return float(found) if found else None
 
 

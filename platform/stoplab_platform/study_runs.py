@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from itertools import product
 
 from stoplab_platform.admission import Resources, cells, demand, one_trial
+from stoplab_platform.cost import coarse
 from stoplab_platform.errors import SpecError
 from stoplab_platform.masks import with_ratio
 from stoplab_platform.specs import AnySpec, ComparisonSpec, RunSpec, SweepSpec, applied
+from stoplab_platform.specs.masking import MaskingSpec
 from stoplab_platform.specs.sweep import MASKING_RATIO
 
 CORNERS = 16
@@ -68,7 +70,14 @@ def _corners(spec: SweepSpec) -> Iterator[RunSpec]:
         ratio = changes.pop(MASKING_RATIO, None)
         try:
             run = applied(spec.base, changes, RunSpec)
-            masking = run.masking if ratio is None else with_ratio(run.masking, run.grid, ratio)
+            masking = run.masking if ratio is None else _at_ratio(run, ratio)
         except (SpecError, ValueError):
             continue  # a point that cannot run takes nothing
         yield run.model_copy(update={"masking": masking})
+
+
+def _at_ratio(run: RunSpec, ratio: float) -> MaskingSpec:
+    found = with_ratio(*coarse(run.masking, run.grid), ratio)
+    if found.kind == "random" or run.masking.kind == "random":
+        return found
+    return run.masking.model_copy(update={"target": found.target})

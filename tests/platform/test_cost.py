@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -48,6 +49,18 @@ def test_tokens_decide() -> None:
     assert 32 < target_tokens(spec.masking, grid) < 36
     fewer = published("vit_base_patch16_224", 6, **{"masking.target.scale": [0.1, 0.1]})
     assert target_tokens(fewer.masking, grid) < target_tokens(spec.masking, grid)
+
+
+def test_a_large_grid_is_looked_at_on_a_coarse_one() -> None:
+    changes = {"data.image_size": 448, "masking.sampler": "fixed"}
+    spec = published("vit_base_patch16_224", 6, **changes)
+    kept = context_tokens(spec.masking, spec.grid)
+    exact = encoder_flops(spec.model.sizes(), kept)
+    assert flops(spec).context == pytest.approx(exact, rel=0.02)
+    began = time.perf_counter()
+    large = {**changes, "data.image_size": 4096, "masking.min_keep": 1000}
+    assert flops(published("vit_base_patch16_224", 6, **large)).train > 100 * exact
+    assert time.perf_counter() - began < 10
 
 
 def test_noise_that_is_not_projected_costs_nothing() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stoplab_platform.admission import Resources
-from stoplab_platform.estimates import estimate
+from stoplab_platform.estimates import START_S, estimate
 from stoplab_platform.hindsight import beside, spent
 from stoplab_platform.jobs.models import Event, Job
 from stoplab_platform.jobs.states import State
@@ -31,7 +31,7 @@ HISTORY = [
     Event(n, "j_1", START + timedelta(seconds=at), "x", "move", None, state, None, None)
     for n, (state, at) in enumerate(MOVES)
 ]
-KNOWN = Measured("j_0/run", tiny(), 1000.0, 27.568, 1216)
+KNOWN = Measured("j_0/run", tiny(), 1000.0, 27.568 - START_S.value, 1216)
 COMPARE = {
     "kind": "compare",
     "name": "x",
