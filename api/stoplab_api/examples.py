@@ -147,7 +147,7 @@ ESTIMATE: dict[str, Any] = {
         "sentence": "2 finished run(s) of this shape did 810 images/s in this lab.",
         "facts": [
             "1257 images an epoch: the embedded set 'digits'",
-            "8 s beside the steps, as in runs with the same evaluations, and 12 s to start",
+            "8 s beside the steps, as in runs with the same evaluations, and 15 s to start",
             "measured in j_01kb3w8f0e3g9q6w5t2s1r4y7z/run",
         ],
     },

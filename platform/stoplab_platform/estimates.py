@@ -25,7 +25,7 @@ from stoplab_platform.specs import (
 )
 from stoplab_platform.study_runs import number, shorter, variants
 
-START_S = Range(3, 12, 40)
+START_S = Range(4, 15, 60)
 """Seconds in which a run's process starts, torch is imported, data is opened (assumed)."""
 JUDGING = Range(1, 1.6, 4)
 """Time of the evaluations as a multiple of the encoder's passes over their images: kNN is little,

@@ -35,16 +35,18 @@ THREADS = 0.8
 GPU_FLOPS = Range(30e12, 90e12, 400e12)
 """A GPU's rate, bf16. The authors of I-JEPA got 60e12 of an A100 (ViT-H, "less than 1200 GPU
 hours"); half of an H100's dense 800e12 is the aim there. The spec does not say which GPU it is."""
-GPU_STEPS_PER_S = Range(20, 60, 200)
-"""Steps that a GPU starts in a second, however small the model (assumed)."""
+BLOCKS_PER_S = {"cpu": Range(100, 300, 800), "gpu": Range(600, 1800, 6000)}
+"""Transformer blocks that are started in a second, however small: what is around the products.
+(CPU: about 360 in a whole run on digits, 912 steps of 8 blocks in 20 s; GPU: assumed.)"""
 DECODED_PER_S = Range(250, 400, 900)
 """Images that one loader thread decodes in a second (measured: 409 at 224 pixels, 817 at 96)."""
 ASSUMED = {
     "cpu": "no finished run of this lab is near: a CPU thread is assumed to do 30 to 130 GFLOP/s "
-    "on a wide model and less on a narrow one, as measured on cores with AVX-512",
+    "on a wide model and less on a narrow one, as measured on cores with AVX-512, and to start "
+    "100 to 800 blocks/s",
     "gpu": "no finished run of this lab is near: a GPU is assumed to do 30 to 400 TFLOP/s in bf16 "
-    "(half of what I-JEPA's authors got of an A100, half of an H100's peak), 20 to 200 steps/s at "
-    "most, and a loader thread to decode 250 to 900 images/s",
+    "(half of what I-JEPA's authors got of an A100, half of an H100's peak) and to start 600 to "
+    "6000 blocks/s, a loader thread to decode 250 to 900 images/s",
 }
 FEW, MANY = 1.3, 1.15
 """What runs of one shape differ by (ratio), told by one or two of them, or by more."""
@@ -169,10 +171,11 @@ def _scaled(spec: RunSpec, one: Measured) -> Rate:
 
 def _assumed(spec: RunSpec) -> Range:
     """Images per second by the table of assumptions: of what is slowest."""
-    compute, bounds = spec.compute, list[Range]()
+    compute = spec.compute
+    blocks = 2 * spec.model.sizes().depth + spec.model.predictor.depth  # context, target, predictor
+    bounds = [BLOCKS_PER_S[_device(spec)] * (spec.optim.batch_size / blocks)]
     if _device(spec) == "gpu":
         speed = GPU_FLOPS * (compute.workers * compute.gpus_per_worker)
-        bounds.append(GPU_STEPS_PER_S * spec.optim.batch_size)
     else:
         width = spec.model.sizes().width
         threads = compute.workers * compute.resolved_threads**THREADS

@@ -60,8 +60,10 @@ def test_without_a_run_it_is_assumed(known: list[Measured]) -> None:
     assert found.confidence == "assumed", "a CPU tells nothing of a GPU"
     assert "assumed" in found.sentence
     assert rate(tiny(), []).confidence == "assumed"
-    two = rate(tiny(compute__workers=2), []).samples_per_s.value
-    assert two == pytest.approx(2 * rate(tiny(), []).samples_per_s.value)
+    large = {"model__depth": 12, "model__width": 256}
+    two = rate(tiny(**large, compute__workers=2), []).samples_per_s.value
+    assert two == pytest.approx(2 * rate(tiny(**large), []).samples_per_s.value)
+    assert rate(tiny(), []).samples_per_s.value == 300 / 3 * 64, "a step costs, however small"
 
 
 def test_decoding_bounds_a_gpu() -> None:
