@@ -22,6 +22,7 @@ from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import JobFolder
 from stoplab_platform.settings import Settings
+from support_api import eventually
 
 SECRET = "stl_" + "x" * 40
 
@@ -72,8 +73,6 @@ def api_process(home: Path) -> Iterator[ApiProcess]:
 
 
 def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
-    from support_api import eventually
-
     def told() -> int | None:
         assert process.poll() is None, log.read_text()
         found = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())
