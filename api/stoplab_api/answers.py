@@ -174,6 +174,7 @@ class Code(StrEnum):
     VERSION_MISMATCH = "version-mismatch"
     BODY_TOO_LARGE = "body-too-large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type"
+    RANGE_NOT_SATISFIABLE = "range-not-satisfiable"
     INVALID_BODY = "invalid-body"
     INVALID_SPEC = "invalid-spec"
     KEY_REUSED = "idempotency-key-reused"
@@ -181,6 +182,7 @@ class Code(StrEnum):
     INTERNAL = "internal"
     DATABASE_UNAVAILABLE = "database-unavailable"
     CLUSTER_UNAVAILABLE = "cluster-unavailable"
+    TRACKER_UNAVAILABLE = "tracker-unavailable"
     NOT_READY = "not-ready"
 
 

@@ -17,7 +17,17 @@ from stoplab_api.auth import caller
 from stoplab_api.context import Lab
 from stoplab_api.deps import known_parameters
 from stoplab_api.middleware import RequestLog
-from stoplab_api.routers import health, jobs, logs, meta, studies, tokens
+from stoplab_api.routers import (
+    artifacts,
+    estimates,
+    health,
+    jobs,
+    logs,
+    meta,
+    metrics,
+    studies,
+    tokens,
+)
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
 from stoplab_platform.runner.base import Runner
@@ -49,7 +59,7 @@ def create_app(
     app.add_middleware(RequestLog)
     handlers.install(app)
     guarded = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
-    for part in (jobs, logs, studies, meta, tokens):
+    for part in (jobs, estimates, logs, metrics, artifacts, studies, meta, tokens):
         guarded.include_router(part.router)
     app.include_router(guarded)
     app.include_router(meta.open_router, prefix="/v1")

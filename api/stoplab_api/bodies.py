@@ -193,3 +193,5 @@ class DryRunBody(Told):
     spec_digest: str
     demand: dict[str, float]
     """What the job would reserve: cpus, gpus."""
+    links: dict[str, str]
+    """`estimate`: where to send the same spec for what it would take."""

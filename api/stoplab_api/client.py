@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+from urllib.parse import quote
 
 from ulid import ULID
 
@@ -24,6 +26,15 @@ from stoplab_api.answers import (
     TrialListBody,
 )
 from stoplab_api.bodies import DryRunBody, JobBody, JobListBody, Role
+from stoplab_api.downloads import Download
+from stoplab_api.findings import (
+    ArtifactBody,
+    ArtifactListBody,
+    EstimateBody,
+    HindsightBody,
+    MetricListBody,
+    SeriesListBody,
+)
 from stoplab_api.transport import PATIENCE_S, ApiError, Transport, Unreachable
 from stoplab_platform.jobs.states import TERMINAL
 from stoplab_platform.specs.base import Spec
@@ -178,6 +189,45 @@ class Client:
             if event.name == "event":
                 yield EventBody.model_validate_json(event.data)
 
+    def estimate(self, spec: AnySpecData, *, images: int | None = None) -> EstimateBody:
+        """What a spec would take; ``images`` of an epoch, where the server cannot count them."""
+        body = {"spec": _plain(spec), "images": images}
+        answer = self._api.ask("POST", "/v1/estimates", json=body, safe=True)
+        return EstimateBody.model_validate_json(answer.content)
+
+    def hindsight(self, job_id: str) -> HindsightBody:
+        """A job's estimate beside what it took."""
+        answer = self._api.get(f"/v1/jobs/{job_id}/estimate")
+        return HindsightBody.model_validate_json(answer.content)
+
+    def metrics(self, job_id: str, *, run: str | None = None) -> MetricListBody:
+        """The last value of every metric: of a run, of a study's cell, or of the study itself."""
+        answer = self._api.get(f"/v1/jobs/{job_id}/metrics", {"run": run})
+        return MetricListBody.model_validate_json(answer.content)
+
+    def series(
+        self, job_id: str, names: Sequence[str], *, run: str | None = None, points: int = 500
+    ) -> SeriesListBody:
+        """Metrics by step, thinned to at most ``points`` each."""
+        params = {"name": list(names), "run": run, "points": points}
+        answer = self._api.get(f"/v1/jobs/{job_id}/metrics", params)
+        return SeriesListBody.model_validate_json(answer.content)
+
+    def artifacts(self, job_id: str) -> Sequence[ArtifactBody]:
+        """The job's files that are meant for people."""
+        answer = self._api.get(f"/v1/jobs/{job_id}/artifacts")
+        return ArtifactListBody.model_validate_json(answer.content).items
+
+    def download(self, job_id: str, path: str, to: Path) -> Path:
+        """Fetch an artifact into the file (or folder) ``to``; taken up where it broke.
+
+        The file's own path comes back.
+        """
+        target = to / path.rpartition("/")[2] if to.is_dir() else to
+        file = Download(self._api, f"/v1/jobs/{job_id}/artifacts/{quote(path)}", target)
+        self._api.patiently(file.attempt, lambda: file.received)
+        return target
+
     def trials(
         self,
         job_id: str,
@@ -313,5 +363,8 @@ def _trial_params(
 def _submit_body(
     spec: AnySpecData, labels: Mapping[str, str] | None, priority: int
 ) -> dict[str, Any]:
-    data = spec.plain() if isinstance(spec, Spec) else dict(spec)
-    return {"spec": data, "labels": dict(labels or {}), "priority": priority}
+    return {"spec": _plain(spec), "labels": dict(labels or {}), "priority": priority}
+
+
+def _plain(spec: AnySpecData) -> dict[str, Any]:
+    return spec.plain() if isinstance(spec, Spec) else dict(spec)

@@ -20,6 +20,7 @@ PLAIN: dict[type[Exception], Code] = {
     errors.KeyReused: Code.KEY_REUSED,
     errors.RunnerUnavailable: Code.CLUSTER_UNAVAILABLE,
     errors.StoreUnavailable: Code.DATABASE_UNAVAILABLE,
+    errors.TrackerUnavailable: Code.TRACKER_UNAVAILABLE,
 }
 """The platform's errors whose sentence is the detail."""
 

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from stoplab_api.answers import Code, ProblemBody
 from stoplab_api.bodies import ExtendBody, NewTokenBody, PatchBody, SubmitBody
+from stoplab_api.findings import EstimateAsk
 from stoplab_api.problems import documented
 from stoplab_platform.specs import KINDS
 
@@ -24,7 +25,9 @@ curl -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\
      -H "Idempotency-Key: monday-1" -d '{"spec": {...}}' http://127.0.0.1:8000/v1/jobs
 ```
 """
-OWN_MODELS = (SubmitBody, ExtendBody, PatchBody, NewTokenBody, ProblemBody, *KINDS.values())
+OWN_MODELS = (
+    SubmitBody, EstimateAsk, ExtendBody, PatchBody, NewTokenBody, ProblemBody, *KINDS.values()
+)  # fmt: skip
 """Models that no route declares to the framework by itself."""
 FRAMEWORK_ERRORS = ("HTTPValidationError", "ValidationError")
 
@@ -51,10 +54,11 @@ def _add_models(schemas: dict[str, Any]) -> None:
     schemas.update(extra["$defs"])
     specs = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in KINDS.values()]
     mapping = {kind: ref["$ref"] for kind, ref in zip(KINDS, specs, strict=True)}
-    schemas["SubmitBody"]["properties"]["spec"] |= {
-        "oneOf": specs,
-        "discriminator": {"propertyName": "kind", "mapping": mapping},
-    }
+    for body in (SubmitBody, EstimateAsk):
+        schemas[body.__name__]["properties"]["spec"] |= {
+            "oneOf": specs,
+            "discriminator": {"propertyName": "kind", "mapping": mapping},
+        }
 
 
 def _add_problems(operation: dict[str, Any]) -> None:

@@ -81,6 +81,11 @@ KINDS: dict[Code, Kind] = {
             "The body must be JSON",
             "Send `Content-Type: application/json`.",
         ),
+        Code.RANGE_NOT_SATISFIABLE: (
+            416,
+            "The file has no such part",
+            "`Range` begins behind the file's end; `Content-Range` tells its length.",
+        ),
         Code.INVALID_BODY: (
             422,
             "The body does not fit",
@@ -116,6 +121,11 @@ KINDS: dict[Code, Kind] = {
             503,
             "The cluster does not answer",
             "What was accepted stays accepted. Repeat after `Retry-After` seconds.",
+        ),
+        Code.TRACKER_UNAVAILABLE: (
+            503,
+            "MLflow does not answer",
+            "And what was asked for lies nowhere else. Repeat after `Retry-After` seconds.",
         ),
         Code.NOT_READY: (
             503,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -127,6 +128,28 @@ class Transport:
                 if now - broken_at > PATIENCE_S or not _passes(error):
                     raise self._told(error) from error
             time.sleep(RETRY_S)
+
+    def patiently(self, attempt: Callable[[], None], progress: Callable[[], int]) -> None:
+        """Call ``attempt`` until it comes through; silence counts from the last ``progress``."""
+        broken_at, had = None, progress()
+        while True:
+            try:
+                return attempt()
+            except (httpx.TransportError, ApiError) as error:
+                now = time.monotonic()
+                broken_at = now if broken_at is None or progress() != had else broken_at
+                had = progress()
+                if now - broken_at > PATIENCE_S or not _passes(error):
+                    raise self._told(error) from error
+            time.sleep(RETRY_S)
+
+    @contextmanager
+    def body(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
+        """An answer whose body is still to come; raises httpx.TransportError as it is."""
+        with self._http.stream("GET", path, headers=dict(headers or {})) as answer:
+            if answer.is_error:
+                answer.read()
+            yield checked(answer)
 
     def _stream(
         self, path: str, params: Mapping[str, Any], last_id: str | None

@@ -26,6 +26,7 @@ __all__ = [
     "draw",
     "effective_ratio",
     "infeasible",
+    "target_tokens",
     "with_ratio",
 ]
 
@@ -101,6 +102,14 @@ def context_tokens(masking: MaskingSpec, grid: int, *, batch_size: int = 1) -> f
         else:
             total += odds * seen.keep(masking)
     return total
+
+
+def target_tokens(masking: MaskingSpec, grid: int) -> float:
+    """Mean size of one target block (patches)."""
+    if masking.kind == "random":
+        return float(round(masking.ratio * grid * grid))
+    odds = size_odds(masking.target, grid, official=masking.sampler == "official")
+    return math.fsum(height * width * share for (height, width), share in odds.items())
 
 
 def with_ratio(masking: MaskingSpec, grid: int, ratio: float) -> MaskingSpec:

@@ -192,6 +192,9 @@ class TestJobs:
         told = document("submit", spec, "--dry-run", *words)
         assert told["spec"]["data"]["train"] == str(tmp_path / "shards/a-{0..3}.tar")
         assert document("jobs", "list")["items"] == []
+        people = stoplab("submit", spec, "--dry-run", *words)
+        assert people.exit_code == 0, people.output
+        assert "pretrain tiny: would be taken, and reserve 1 cpus" in people.stdout
 
     def test_bad_input(self, api: Api, spec: Path) -> None:
         assert document("submit", spec, "--set", "seed=-1", code=2)["errors"]

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from stoplab_api import answers, bodies, examples
+from stoplab_api import answers, bodies, examples, findings
 from stoplab_api.app import create_app
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import parse_spec
@@ -104,6 +104,11 @@ def test_the_example_specs_are_specs(kind: str) -> None:
     [
         (bodies.JobListBody, examples.JOBS),
         (bodies.DryRunBody, examples.DRY_RUN),
+        (findings.EstimateBody, examples.ESTIMATE),
+        (findings.HindsightBody, examples.HINDSIGHT),
+        (findings.MetricListBody, examples.METRICS),
+        (findings.SeriesListBody, examples.SERIES),
+        (findings.ArtifactListBody, examples.ARTIFACTS),
         (answers.EventListBody, examples.EVENTS),
         (answers.TrialListBody, examples.TRIALS),
         (answers.MeBody, examples.ME),

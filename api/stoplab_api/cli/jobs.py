@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from stoplab_api.bodies import JobBody
-from stoplab_api.cli import report, trials
+from stoplab_api.cli import artifacts, metrics, report, trials
 from stoplab_api.cli.extend import extend, limits
 from stoplab_api.cli.show import (
     AsJson,
@@ -25,11 +24,12 @@ from stoplab_api.cli.show import (
 from stoplab_api.cli.studies import print_comparison
 from stoplab_api.cli.submit import Labels, label_pairs
 from stoplab_api.client import Client
-from stoplab_platform.errors import NotFound
 
 app = typer.Typer(no_args_is_help=True, help="Jobs on the server.")
 app.command()(trials.trials)
 app.command()(report.report)
+app.command()(metrics.metrics)
+app.command()(artifacts.artifacts)
 app.command("extend")(extend)
 app.command("limits")(limits)
 
@@ -103,28 +103,6 @@ def logs(
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-
-
-@app.command()
-@reported
-def metrics(job_id: JobId, as_json: AsJson = False) -> None:
-    """Print the last value of each metric: of a run, or of each run of a study."""
-    with connect() as client:
-        job = client.get(job_id)
-        if job.kind in ("sweep", "compare"):
-            found: dict[str, Any] = {
-                trial.id: trial.metrics for trial in client.trials(job_id).items
-            }
-        else:
-            found = _latest(job)
-    if as_json:
-        print_json({"id": job_id, "metrics": found})
-    elif job.kind in ("sweep", "compare"):
-        names = sorted({name for values in found.values() for name in values})
-        print_table(("run", *names), [(run, *map(values.get, names))
-                                      for run, values in found.items()])  # fmt: skip
-    else:
-        print_table(("metric", "value"), sorted(found.items()))
 
 
 @app.command()
@@ -206,18 +184,6 @@ def _act(verb: Callable[[Client, str], JobBody], job_id: str, as_json: bool) -> 
         print_json(job)
     else:
         print_text(f"{job.id} {job.status.state}")
-
-
-def _latest(job: JobBody) -> dict[str, float]:
-    """The run's metrics in MLflow, the last value of each."""
-    found = re.fullmatch(r"(.+)/#/.*runs/(\w+)", job.links.get("mlflow") or "")
-    if found is None:
-        raise NotFound(f"{job.id} has no run in MLflow yet")
-    # MLflow takes seconds to import; no other command of this file needs it.
-    from stoplab_platform.tracking import client
-
-    uri, run_id = found.groups()
-    return dict(client(uri).get_run(run_id).data.metrics)
 
 
 def _print_job(job: JobBody) -> None:

@@ -6,7 +6,7 @@ import logging
 
 import typer
 
-from stoplab_api.cli import compare, demo, doctor, jobs, lab, run, spec, submit, tokens
+from stoplab_api.cli import compare, demo, doctor, estimate, jobs, lab, run, spec, submit, tokens
 
 app = typer.Typer(
     name="stoplab",
@@ -25,7 +25,7 @@ def _calm() -> None:
 
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
-    run.train, run.sweep, run.evaluate, submit.submit,
+    run.train, run.sweep, run.evaluate, estimate.estimate, submit.submit,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(compare.app, name="compare")

@@ -99,5 +99,4 @@ def _print_dry_run(answer: dict[str, Any], as_json: bool) -> None:
         return
     demand = ", ".join(f"{value:g} {name}" for name, value in answer["demand"].items() if value)
     print_text(f"{answer['kind']} {answer['name']}: would be taken, and reserve {demand}")
-    if answer["message"]:
-        print_text(answer["message"])
+    print_text("`stoplab estimate` says what it would take")

@@ -76,7 +76,7 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accept a job. Relative local paths in its spec count from the server's working folder."""
-    spec = _spec(body.spec)
+    spec = spec_of(body.spec)
     if dry_run:
         return Json(_dry_run(lab, spec, body))
     taken = lab.jobs.submit(
@@ -254,7 +254,8 @@ def extend_job(
     return _accepted(lab, taken.job, replayed=taken.replayed)
 
 
-def _spec(data: Any) -> AnySpec:
+def spec_of(data: Any) -> AnySpec:
+    """The spec of a body, relative paths below the working folder; SpecError if it is none."""
     if isinstance(data, dict):
         data = absolute_paths(data, Path.cwd())
     return parse_spec(data)
@@ -272,6 +273,7 @@ def _dry_run(lab: Lab, spec: AnySpec, body: SubmitBody) -> dict[str, Any]:
         "spec": spec.plain(),
         "spec_digest": spec.digest(),
         "demand": {"cpus": needs.cpus, "gpus": needs.gpus},
+        "links": {"estimate": "/v1/estimates"},
     }
 
 

@@ -115,7 +115,10 @@ async def _follow_log(
         ended = await run_sync(_ended, lab, job_id)
         while chunk := await run_sync(_next_chunk, path, offset, ended is not None):
             offset = chunk.end
+            # Waits here while the client does not read: one chunk is held, and no thread.
             yield sse.Event("log", chunk.text, str(offset))
+            if lab.closing.is_set():
+                return
         if ended is not None:
             yield _end(ended, str(offset))
             return

@@ -10,6 +10,8 @@ from stoplab_platform.errors import Problem
 from stoplab_platform.specs.base import Spec
 
 EMBEDDED = ("digits",)
+EMBEDDED_IMAGES = {"digits": 1257, "digits/train": 1257, "digits/test": 540}
+"""Images of embedded sets and their splits."""
 Urls = str | tuple[str, ...]
 
 

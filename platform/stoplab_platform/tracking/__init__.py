@@ -9,11 +9,13 @@ from __future__ import annotations
 from stoplab_platform.tracking.base import RunIdentity, Tracker, flatten
 from stoplab_platform.tracking.memory import MemoryTracker
 from stoplab_platform.tracking.mlflow_runs import client, create_parent, finish_runs
-from stoplab_platform.tracking.sender import drain
+from stoplab_platform.tracking.sender import drain, sent_run_id
+from stoplab_platform.tracking.series import Point, finite, read_last, read_series, thinned
 from stoplab_platform.tracking.spool import SpoolTracker
 
 __all__ = [
     "MemoryTracker",
+    "Point",
     "RunIdentity",
     "SpoolTracker",
     "Tracker",
@@ -21,5 +23,10 @@ __all__ = [
     "create_parent",
     "drain",
     "finish_runs",
+    "finite",
     "flatten",
+    "read_last",
+    "read_series",
+    "sent_run_id",
+    "thinned",
 ]

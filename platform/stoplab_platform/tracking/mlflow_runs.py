@@ -99,6 +99,27 @@ def finish_runs(uri: str, job_id: str, status: Status) -> int:
     return len(running)
 
 
+def history(
+    uri: str, run_id: str, names: Sequence[str]
+) -> Mapping[str, Sequence[tuple[int, float, int]]]:
+    """Step, value and time (ms) of every point of some metrics of a run.
+
+    Raises TrackerUnavailable.
+    """
+    store = client(uri)
+    with _answers():
+        found = {name: store.get_metric_history(run_id, _word(name)) for name in names}
+    return {name: [(m.step, m.value, m.timestamp) for m in found[name]] for name in names}
+
+
+def last_values(uri: str, run_id: str) -> Mapping[str, float]:
+    """The last value of each metric of a run. Raises TrackerUnavailable."""
+    store = client(uri)
+    with _answers():
+        found: Mapping[str, float] = store.get_run(run_id).data.metrics
+    return found
+
+
 class Runs:
     """The spool's lines, done to runs. Every verb may be repeated.
 

@@ -1,0 +1,241 @@
+"""What a run costs before it runs: parameters, floating-point operations, memory.
+
+Parameters are exact. Operations are those of the matrix products, two a multiply-add, on the mean
+numbers of tokens that the masks leave. Memory is an estimate with a band. How long it takes is
+told by `rates` and `estimates`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stoplab_platform.masks import context_tokens, target_tokens
+from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.masking import MaskingSpec
+from stoplab_platform.specs.model import VitSizes
+
+COLOURS = 3
+COARSE = 16
+"""Patches along the side of the grid on which masks are looked at, at most: shares of larger
+grids are the same within two per cent, and take minutes."""
+FP32, BF16 = 4, 2  # bytes
+RUNTIME = 600 * 2**20
+"""Bytes of a process with torch and a data loader, or of a GPU's context, before any model."""
+ACTIVATIONS_LOW, ACTIVATIONS_HIGH = 0.8, 1.6
+"""Band of the activations: what is freed early, and what passes through at the peak."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number and the band that it is told with."""
+
+    low: float
+    value: float
+    high: float
+
+    def __mul__(self, times: float) -> Range:
+        return Range(self.low * times, self.value * times, self.high * times)
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.value + other.value, self.high + other.high)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Trained weights; the fixed position tables are none."""
+
+    encoder: int
+    predictor: int
+
+    @property
+    def trained(self) -> int:
+        """What has gradients: encoder and predictor."""
+        return self.encoder + self.predictor
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations for one image."""
+
+    target: float
+    """The EMA encoder on the whole image, forward."""
+    context: float
+    """The encoder on the kept patches, forward."""
+    predictor: float
+    """The predictor on every target block, forward."""
+    train: float
+    """One image of a training step: all three, and the way back through the last two."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker at its peak, and what they go to."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    target: int
+    activations: int
+    runtime: int
+    total: Range
+
+
+def parameters(spec: RunSpec) -> Parameters:
+    """Trained parameters of a run's encoder and predictor."""
+    return Parameters(encoder_parameters(spec.model.sizes()), _predictor_parameters(spec))
+
+
+def encoder_parameters(sizes: VitSizes) -> int:
+    """Trained parameters of a plain ViT without class token."""
+    patch = COLOURS * sizes.patch_size**2
+    return (patch + 1) * sizes.width + _stack(sizes.depth, sizes.width, _hidden(sizes))
+
+
+def flops(spec: RunSpec) -> Flops:
+    """Operations for one image of a run."""
+    sizes, grid = spec.model.sizes(), spec.grid
+    kept = _kept(spec)
+    target = encoder_flops(sizes, grid * grid)
+    context = encoder_flops(sizes, kept)
+    predictor, noise = _predictor_flops(spec, kept)
+    # No gradient flows into pixels or into the noise: there only the weight's own is computed.
+    fixed = _patch_flops(sizes, kept) + noise
+    train = target + 3 * (context + predictor) - fixed
+    return Flops(target, context, predictor, train)
+
+
+def encoder_flops(sizes: VitSizes, tokens: float) -> float:
+    """A plain ViT on so many patches of one image, forward."""
+    block = _block_flops(sizes.width, _hidden(sizes), tokens, tokens)
+    return _patch_flops(sizes, tokens) + sizes.depth * block
+
+
+def memory(spec: RunSpec) -> Memory:
+    """Memory of one worker."""
+    found, grid = parameters(spec), spec.grid**2
+    tables = grid * (spec.model.sizes().width + spec.model.predictor.width)
+    # Several workers keep a second copy of the gradients to send from.
+    copies = 1 if spec.compute.workers == 1 else 2
+    weights = FP32 * (found.trained + tables)
+    gradients = FP32 * found.trained * copies
+    optimizer = 2 * FP32 * found.trained
+    target = FP32 * (found.encoder + grid * spec.model.sizes().width)
+    activations = _activations(spec)
+    fixed = weights + gradients + optimizer + target + RUNTIME
+    total = Range(
+        fixed + ACTIVATIONS_LOW * activations,
+        fixed + activations,
+        fixed + ACTIVATIONS_HIGH * activations,
+    )
+    return Memory(weights, gradients, optimizer, target, activations, RUNTIME, total)
+
+
+def coarse(masking: MaskingSpec, grid: int) -> tuple[MaskingSpec, int]:
+    """The masking on a grid that can be looked at quickly, and that grid's side."""
+    if grid <= COARSE:
+        return masking, grid
+    if masking.kind == "multiblock":
+        fewest = max(1, round(masking.min_keep * (COARSE / grid) ** 2))
+        masking = masking.model_copy(update={"min_keep": fewest})
+    return masking, COARSE
+
+
+def _kept(spec: RunSpec) -> float:
+    """Mean length of the context (patches)."""
+    masking, grid = coarse(spec.masking, spec.grid)
+    return context_tokens(masking, grid, batch_size=_local_batch(spec)) * (spec.grid / grid) ** 2
+
+
+def _hidden(sizes: VitSizes) -> int:
+    """Width inside the MLP; timm cuts it to a whole number."""
+    return int(sizes.width * sizes.mlp_ratio)
+
+
+def _predictor_hidden(spec: RunSpec) -> int:
+    return 4 * spec.model.predictor.width
+
+
+def _local_batch(spec: RunSpec) -> int:
+    return spec.optim.batch_size // spec.compute.workers
+
+
+def _stack(depth: int, width: int, hidden: int) -> int:
+    """Blocks and the norm after them: weights, biases, norms."""
+    attention = 4 * width * width + 4 * width
+    mlp = 2 * width * hidden + hidden + width
+    return depth * (attention + mlp + 4 * width) + 2 * width
+
+
+def _predictor_parameters(spec: RunSpec) -> int:
+    outer, width = spec.model.sizes().width, spec.model.predictor.width
+    into, out = (outer + 1) * width, (width + 1) * outer
+    token = width if spec.positions.parametrization == "stoplab" else 0
+    own = 0
+    if spec.positions.kind == "stochastic" and spec.positions.covariance == "untied":
+        own = outer * width if spec.positions.noise_std > 0 else 0
+    stack = _stack(spec.model.predictor.depth, width, _predictor_hidden(spec))
+    return into + token + own + stack + out
+
+
+def _patch_flops(sizes: VitSizes, tokens: float) -> float:
+    return 2 * COLOURS * sizes.patch_size**2 * sizes.width * tokens
+
+
+def _block_flops(width: int, hidden: int, queries: float, keys: float) -> float:
+    """One transformer block in which ``queries`` of ``keys`` tokens are wanted."""
+    weights = 4 * width * width * keys + 4 * width * width * queries + 4 * width * hidden * queries
+    return weights + 4 * width * queries * keys
+
+
+def _predictor_flops(spec: RunSpec, kept: float) -> tuple[float, float]:
+    """All of it for one image, and of that the projection of the noise.
+
+    The last block computes the wanted rows alone.
+    """
+    outer, width, depth = (
+        spec.model.sizes().width,
+        spec.model.predictor.width,
+        spec.model.predictor.depth,
+    )
+    hidden, wanted = _predictor_hidden(spec), target_tokens(spec.masking, spec.grid)
+    blocks = spec.masking.target.count if spec.masking.kind == "multiblock" else 1
+    rows = kept + wanted
+    whole = (depth - 1) * _block_flops(width, hidden, rows, rows)
+    last = _block_flops(width, hidden, wanted, rows) + 2 * width * outer * wanted
+    noise = 2 * outer * width * _noised(spec, kept, blocks * wanted)
+    return 2 * outer * width * kept + blocks * (whole + last) + noise, noise
+
+
+def _noised(spec: RunSpec, kept: float, masked: float) -> float:
+    """Tokens whose noise goes through a projection."""
+    positions = spec.positions
+    if positions.kind == "deterministic" or positions.covariance == "identity":
+        return 0.0
+    if positions.noise_std == 0:
+        return 0.0
+    both = {"masked": masked, "context": kept, "both": masked + kept}
+    return both[positions.noise_on]
+
+
+def _activations(spec: RunSpec) -> int:
+    """What the student keeps for its way back, and the images; or the target's peak if larger."""
+    sizes, predictor = spec.model.sizes(), spec.model.predictor
+    half = spec.compute.precision == "bf16" or (
+        spec.compute.precision == "auto" and spec.compute.gpus_per_worker > 0
+    )
+    kept = _kept(spec)
+    blocks = spec.masking.target.count if spec.masking.kind == "multiblock" else 1
+    rows = blocks * (kept + target_tokens(spec.masking, spec.grid))
+    student = (
+        kept * sizes.depth * _kept_bytes(sizes.width, _hidden(sizes), half)
+        + rows * predictor.depth * _kept_bytes(predictor.width, _predictor_hidden(spec), half)
+    )  # fmt: skip
+    passing = spec.grid**2 * FP32 * (5 * sizes.width + 2 * _hidden(sizes))
+    images = FP32 * COLOURS * spec.data.image_size**2
+    return int(_local_batch(spec) * (max(student, passing) + images))
+
+
+def _kept_bytes(width: int, hidden: int, half: bool) -> int:
+    """What one block keeps of one token: two inputs of norms, six widths of products, the MLP's."""
+    product = BF16 if half else FP32
+    return 2 * FP32 * width + product * (6 * width + 2 * hidden)
