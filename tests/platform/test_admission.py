@@ -9,13 +9,13 @@ import pytest
 from stoplab_platform.admission import (
     PASSING,
     Claim,
-    Resources,
     admit,
     cells,
     check_fits,
     demand,
 )
 from stoplab_platform.errors import SpecError
+from stoplab_platform.resources import Resources
 from stoplab_platform.specs import AnySpec, parse_spec
 from support_store import compare_spec, run_spec
 

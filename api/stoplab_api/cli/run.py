@@ -100,7 +100,7 @@ def _run(
         say(f"stopped; go on with `stoplab {COMMANDS[kind]} {file} --resume {job_id}`")
     if as_json:
         print_json({"job_id": job_id, "folder": str(folder.root), **_result(kind, folder)})
-    raise typer.Exit(code)
+    raise typer.Exit(Exit.BAD_INPUT if code == Exit.NO_DATA else code)
 
 
 def _claim(spec: AnySpec, folder: JobFolder, resume: str | None) -> None:

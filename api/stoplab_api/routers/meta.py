@@ -14,10 +14,11 @@ from stoplab_api.context import LabDep
 from stoplab_api.examples import CLUSTER, ME
 from stoplab_api.problems import KINDS as PROBLEM_KINDS
 from stoplab_api.problems import documented
-from stoplab_platform.admission import Resources, capacity, demand
+from stoplab_platform.admission import capacity, demand
 from stoplab_platform.errors import SpecError
 from stoplab_platform.extend import limited
 from stoplab_platform.jobs.states import ACTIVE
+from stoplab_platform.resources import Resources
 from stoplab_platform.specs import KINDS, parse_spec
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -60,7 +61,8 @@ def show_cluster(lab: LabDep) -> Any:
         # A spec of an older release may no longer be one; it then reserves nothing we know of.
         with suppress(SpecError):
             if job.state in ACTIVE:
-                reserved = reserved + demand(limited(parse_spec(job.spec), job.limits), declared)
+                spec = limited(parse_spec(job.spec), job.limits)
+                reserved += demand(spec, declared, lab.settings.quota(job.project))
     return {
         "capacity": {"cpus": declared.cpus, "gpus": declared.gpus},
         "reserved": {"cpus": reserved.cpus, "gpus": reserved.gpus},
