@@ -226,6 +226,11 @@ CLUSTER: dict[str, Any] = {
     "reserved": {"cpus": 2.0, "gpus": 0.0},
     "jobs": {"QUEUED": 1, "RUNNING": 2},
     "runner": {"kind": "RayJobsRunner", "alive": True},
+    "project": {
+        "name": "vision",
+        "held": {"cpus": 2.0, "gpus": 0.0, "jobs": 2},
+        "quota": {"cpus": None, "gpus": 1.0, "jobs": None},
+    },
 }
 READY: dict[str, Any] = {
     "ready": True,

@@ -30,7 +30,7 @@ from stoplab_platform.contact import Contact
 from stoplab_platform.errors import Fenced
 from stoplab_platform.exits import Exit
 from stoplab_platform.failures import cause, explained
-from stoplab_platform.fence import bury, claim_attempt, is_fenced, own
+from stoplab_platform.fence import bury, claim_attempt, own, owner
 from stoplab_platform.handoff import Result, read_stop
 from stoplab_platform.jobs.states import STUDIES, ReasonCode
 from stoplab_platform.paths import JobFolder, read_json, write_json
@@ -150,7 +150,7 @@ class Supervisor:
         self._term_at = min(self._term_at, term_at)
 
     def _fenced(self) -> Fenced:
-        return Fenced(f"a newer attempt owns {self._folder.root}; this one ends")
+        return Fenced(f"{self._folder.root} is no longer attempt {self._attempt}'s, which ends")
 
     def _drain(self) -> None:
         """Send what the runs left for the tracker, unless somebody waits for the end."""
@@ -161,8 +161,8 @@ class Supervisor:
                 log.warning("%s waits in its spool for the tracker", run.root.name)
 
     def _leave(self, code: int, message: str | None, child: Child | None = None) -> int:
-        """Write the result unless the folder is another's by now."""
-        if is_fenced(self._folder, self._attempt):
+        """Write the result, unless the folder is another's by now, or gone."""
+        if owner(self._folder) != self._attempt:
             raise self._fenced()
         result = judge(
             self._attempt, code, message, self._ending,

@@ -88,6 +88,8 @@ def _run(
     spec = load_here(file, changes)
     if spec.kind != kind:
         raise SpecError.of("kind", f"this is a spec for `stoplab {COMMANDS[spec.kind]}`")
+    if spec.kind in ("pretrain", "evaluate") and spec.limits.plain(defaults=False):
+        say("its limits hold for submitted jobs; here it runs until it is done, or you stop it")
     settings = Settings()
     job_id = resume or new_job_id()
     folder = settings.folders.job(job_id)
