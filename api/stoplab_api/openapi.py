@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from stoplab_api.answers import Code, ProblemBody
-from stoplab_api.bodies import ExtendBody, NewTokenBody, PatchBody, SubmitBody
+from stoplab_api.bodies import ExtendBody, NewTokenBody, PatchBody, RetryBody, SubmitBody
 from stoplab_api.problems import documented
 from stoplab_platform.specs import KINDS
 
@@ -24,7 +24,15 @@ curl -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\
      -H "Idempotency-Key: monday-1" -d '{"spec": {...}}' http://127.0.0.1:8000/v1/jobs
 ```
 """
-OWN_MODELS = (SubmitBody, ExtendBody, PatchBody, NewTokenBody, ProblemBody, *KINDS.values())
+OWN_MODELS = (
+    SubmitBody,
+    ExtendBody,
+    PatchBody,
+    RetryBody,
+    NewTokenBody,
+    ProblemBody,
+    *KINDS.values(),
+)
 """Models that no route declares to the framework by itself."""
 FRAMEWORK_ERRORS = ("HTTPValidationError", "ValidationError")
 

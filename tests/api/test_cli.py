@@ -274,7 +274,8 @@ class TestJobs:
         assert result.exit_code == 1, result.output
         job = json.loads(result.stdout)
         assert job["status"]["state"] == "FAILED"
-        assert job["status"]["reason_code"] == "BAD_INPUT"
+        assert job["status"]["reason_code"] == "DATA_MISSING"
+        assert "2 of 2 shards do not exist" in job["status"]["message"]
         assert "RUNNING" in result.stderr
 
 
