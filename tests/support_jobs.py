@@ -25,11 +25,16 @@ from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 from support_store import ADMIN, lab_settings, open_store, run_spec, wait_for
 
-QUICK = Patience(quiet_s=0.5, still_s=1.5, back_off_s=0.1)
+QUICK = Patience(quiet_s=0.5, still_s=1.5, back_off=0.1)
 
 TRAINER = """
-import os, sys, time, pathlib
+import fcntl, os, sys, time, pathlib
 folder = pathlib.Path(os.environ["STOPLAB_HOME"], "jobs", os.environ["STOPLAB_JOB_ID"])
+alone = open(folder / "alone", "w")
+try:
+    fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit("two attempts at once")
 steps, total = folder / "steps", int(sys.argv[1])
 done = int(steps.read_text()) if steps.exists() else 0
 print("attempt", os.environ["STOPLAB_ATTEMPT"], "from", done, "pid", os.getpid(), flush=True)
@@ -43,7 +48,8 @@ while done < total:
     draft.write_text(str(done))
     draft.replace(steps)
 """
-"""Counts steps of 20 ms up to its argument, saves each, obeys the stop file."""
+"""Counts steps of 20 ms up to its argument, saves each, obeys the stop file; fails where another
+one is at it."""
 
 
 def trainer(steps: int) -> tuple[str, ...]:
@@ -113,9 +119,13 @@ def running_lab(
     cpus: float = 4,
     store: JobStore | None = None,
     tracking_uri: str | None = None,
+    **declared: Any,
 ) -> Iterator[Lab]:
-    """A lab whose reconciler runs until the block ends; then what still trains is killed."""
-    settings = lab_settings(home, tracking_uri, capacity_cpus=cpus)
+    """A lab whose reconciler runs until the block ends; then what still trains is killed.
+
+    ``declared`` are further settings.
+    """
+    settings = lab_settings(home, tracking_uri, capacity_cpus=cpus, **declared)
     with open_store(settings.database) as own:
         store = store or own
         runner = runner or LocalRunner(home / "runner")

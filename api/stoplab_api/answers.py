@@ -135,6 +135,28 @@ class RunnerBody(Told):
     alive: bool
 
 
+class HeldBody(ResourcesBody):
+    """What a project's started jobs have reserved."""
+
+    jobs: int
+
+
+class QuotaBody(Told):
+    """What a project may hold at once; null: no bound of its own."""
+
+    cpus: float | None
+    gpus: float | None
+    jobs: int | None
+
+
+class ProjectBody(Told):
+    """The caller's project."""
+
+    name: str
+    held: HeldBody
+    quota: QuotaBody
+
+
 class ClusterBody(Told):
     """What jobs may use and do use."""
 
@@ -145,6 +167,7 @@ class ClusterBody(Told):
     jobs: dict[str, int]
     """Unfinished jobs by state."""
     runner: RunnerBody
+    project: ProjectBody
 
 
 class CheckBody(Told):

@@ -89,7 +89,15 @@ class PatchBody(Asked):
     priority: Priority | None = None
     """The new priority."""
     limits: LimitsChange | None = None
-    """New limits of a sweep or comparison; one that runs obeys before its next run starts."""
+    """New limits. A study that runs obeys before its next run starts. A single run has gpu_hours
+    and wall_hours."""
+
+
+class RetryBody(Asked):
+    """What a retry has otherwise than the job before it; nothing needs to be sent."""
+
+    limits: LimitsChange | None = None
+    """Limits to set: a retry of a job that ended at one."""
 
 
 class NewTokenBody(Asked):

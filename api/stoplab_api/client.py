@@ -144,9 +144,19 @@ class Client:
         """Let a paused job go on."""
         return self._act(job_id, "resume")
 
-    def retry(self, job_id: str, *, key: str | None = None) -> JobBody:
-        """A new job with a finished one's spec."""
-        return self._act(job_id, "retry", {"Idempotency-Key": key or str(ULID())}, safe=True)
+    def retry(
+        self,
+        job_id: str,
+        *,
+        limits: Mapping[str, float | None] | None = None,
+        key: str | None = None,
+    ) -> JobBody:
+        """A new job with a finished one's spec, under other limits where some are given."""
+        headers = {"Idempotency-Key": key or str(ULID())}
+        body = {} if limits is None else {"limits": dict(limits)}
+        path = f"/v1/jobs/{job_id}/retry"
+        answer = self._api.ask("POST", path, json=body, headers=headers, safe=True)
+        return JobBody.model_validate_json(answer.content)
 
     def extend(
         self, job_id: str, additions: Mapping[str, Any], *, key: str | None = None

@@ -33,8 +33,8 @@ def known_parameters(request: Request) -> None:
         raise ApiProblem(Code.MALFORMED_REQUEST, detail, errors=found)
 
 
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads the request's JSON body as ``model``.
+def body_of(model: type[M], *, may_lack: bool = False) -> Callable[[Request], Awaitable[M]]:
+    """A dependency that reads the request's JSON body as ``model``; no body may be an empty one.
 
     Not the framework's own: that one reads before it knows who asks, takes NaN and Infinity,
     and answers 422 to text that is no JSON when no content type came with it.
@@ -42,7 +42,8 @@ def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
 
     async def read(request: Request) -> M:
         _check_media_type(request)
-        data = parse_json(await _bounded(request))
+        raw = await _bounded(request)
+        data = {} if may_lack and not raw else parse_json(raw)
         try:
             return model.model_validate(data)
         except ValidationError as error:
@@ -53,13 +54,15 @@ def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
     return read
 
 
-def request_body(model: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
+def request_body(
+    model: type[BaseModel], examples: Mapping[str, Any], *, required: bool = True
+) -> dict[str, Any]:
     """For a route's ``openapi_extra``: what `body_of` reads, with examples by name."""
     content = {
         "schema": {"$ref": f"#/components/schemas/{model.__name__}"},
         "examples": {name: {"value": value} for name, value in examples.items()},
     }
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+    return {"requestBody": {"required": required, "content": {"application/json": content}}}
 
 
 def parse_json(raw: bytes) -> Any:

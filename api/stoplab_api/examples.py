@@ -50,10 +50,15 @@ PATCH: dict[str, Any] = {
     "labels": {"labels": {"team": "vision", "old": None}},
     "priority": {"priority": 5},
     "concurrency": {"limits": {"max_concurrent": 2}},
+    "hours": {"limits": {"wall_hours": 12, "gpu_hours": None}},
 }
 EXTEND: dict[str, Any] = {
     "seeds": {"seeds": [5, 6, 7]},
     "points": {"space": {"positions.noise_std": {"grid": [0.75]}}, "limits": {"trials": 200}},
+}
+RETRY: dict[str, Any] = {
+    "as it was": {},
+    "under a higher limit": {"limits": {"wall_hours": 12}},
 }
 NEW_TOKEN: dict[str, Any] = {
     "submitter": {"name": "laptop", "owner": "ana", "role": "submitter", "expires_in_days": 90}
@@ -337,6 +342,11 @@ CLUSTER: dict[str, Any] = {
     "reserved": {"cpus": 2.0, "gpus": 0.0},
     "jobs": {"QUEUED": 1, "RUNNING": 2},
     "runner": {"kind": "RayJobsRunner", "alive": True},
+    "project": {
+        "name": "vision",
+        "held": {"cpus": 2.0, "gpus": 0.0, "jobs": 2},
+        "quota": {"cpus": None, "gpus": 1.0, "jobs": None},
+    },
 }
 READY: dict[str, Any] = {
     "ready": True,

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from stoplab_api.answers import Code, ProblemBody
-from stoplab_api.bodies import ExtendBody, NewTokenBody, PatchBody, SubmitBody
+from stoplab_api.bodies import ExtendBody, NewTokenBody, PatchBody, RetryBody, SubmitBody
 from stoplab_api.findings import EstimateAsk
 from stoplab_api.problems import documented
 from stoplab_platform.specs import KINDS
@@ -26,7 +26,8 @@ curl -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \\
 ```
 """
 OWN_MODELS = (
-    SubmitBody, EstimateAsk, ExtendBody, PatchBody, NewTokenBody, ProblemBody, *KINDS.values()
+    SubmitBody, EstimateAsk, ExtendBody, PatchBody, RetryBody, NewTokenBody, ProblemBody,
+    *KINDS.values(),
 )  # fmt: skip
 """Models that no route declares to the framework by itself."""
 FRAMEWORK_ERRORS = ("HTTPValidationError", "ValidationError")

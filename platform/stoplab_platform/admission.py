@@ -7,56 +7,26 @@ submits and dead-locks with autoscaling.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import floor
+from typing import Any
 
 from stoplab_platform.errors import Problem, SpecError
+from stoplab_platform.extend import limited
 from stoplab_platform.jobs.models import Job
+from stoplab_platform.jobs.states import STUDIES
+from stoplab_platform.quotas import Quota
+from stoplab_platform.resources import SLACK, Resources
 from stoplab_platform.settings import Settings
-from stoplab_platform.specs import AnySpec, ComparisonSpec, SweepSpec
+from stoplab_platform.specs import AnySpec, ComparisonSpec, SweepSpec, parse_spec
 from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.specs.sweep import LimitsSpec
 
 PASSING = timedelta(minutes=10)
 """How long a waiting job lets smaller ones of its priority pass."""
-SLACK = 1e-9  # sums of fractional reservations
-
-
-@dataclass(frozen=True)
-class Resources:
-    """CPUs and GPUs."""
-
-    cpus: float = 0
-    gpus: float = 0
-
-    def __add__(self, other: Resources) -> Resources:
-        return Resources(self.cpus + other.cpus, self.gpus + other.gpus)
-
-    def __mul__(self, times: float) -> Resources:
-        return Resources(self.cpus * times, self.gpus * times)
-
-    def fits(self, capacity: Resources) -> bool:
-        """Whether both are within ``capacity``."""
-        return self.cpus <= capacity.cpus + SLACK and self.gpus <= capacity.gpus + SLACK
-
-    def times_in(self, capacity: Resources) -> int:
-        """How often this fits into ``capacity``."""
-        ratios = [
-            have / need
-            for have, need in ((capacity.cpus, self.cpus), (capacity.gpus, self.gpus))
-            if need > 0
-        ]
-        return floor(min(ratios, default=0) + SLACK)
-
-    def within(self, capacity: Resources) -> Resources:
-        """This, clipped to ``capacity``."""
-        return Resources(min(self.cpus, capacity.cpus), min(self.gpus, capacity.gpus))
-
-    def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.cpus:g} CPUs{gpus}"
+NO_QUOTA = Quota()
 
 
 @dataclass(frozen=True)
@@ -75,6 +45,7 @@ class Claim:
     priority: int
     created_at: datetime
     demand: Resources
+    project: str = "default"
 
 
 def capacity(settings: Settings) -> Resources:
@@ -83,12 +54,7 @@ def capacity(settings: Settings) -> Resources:
     return Resources(float(os.cpu_count() or 1) if cpus is None else cpus, settings.capacity_gpus)
 
 
-def claim(job: Job, spec: AnySpec, capacity: Resources) -> Claim:
-    """What a job asks for."""
-    return Claim(job.id, job.priority, job.created_at, demand(spec, capacity))
-
-
-def demand(spec: AnySpec, capacity: Resources) -> Resources:
+def demand(spec: AnySpec, capacity: Resources, quota: Quota = NO_QUOTA) -> Resources:
     """What a job reserves: its workers; for a study as many trials as run at a time.
 
     Never more than there is: a job larger than an undeclared capacity runs alone.
@@ -96,10 +62,26 @@ def demand(spec: AnySpec, capacity: Resources) -> Resources:
     trial = one_trial(spec).within(capacity)
     if not isinstance(spec, SweepSpec | ComparisonSpec):
         return trial
-    at_once = max(1, trial.times_in(capacity))
+    at_once = max(1, trial.times_in(capacity.within(quota.resources)))
     if spec.limits.max_concurrent is not None:
         at_once = min(at_once, spec.limits.max_concurrent)
     return trial * max(1, min(at_once, spec.most_at_once(), spec.limits.trials))
+
+
+def told_limits(job: Job, settings: Settings) -> dict[str, Any]:
+    """What a study's driver is told beside its spec: what was changed, and its project's quota."""
+    told = dict(job.limits)
+    quota = settings.quota(job.project)
+    if job.kind not in STUDIES or (quota.cpus is None and quota.gpus is None):
+        return told
+    try:
+        spec = limited(parse_spec(job.spec), job.limits)
+    except SpecError:
+        return told  # of another release; its run says so
+    assert isinstance(spec, SweepSpec | ComparisonSpec)
+    # It may hold a part of the cluster only, and would take all that it finds free.
+    at_once = max(1, one_trial(spec).times_in(quota.resources))
+    return {**told, "max_concurrent": min(at_once, spec.limits.max_concurrent or at_once)}
 
 
 def one_trial(spec: AnySpec) -> Resources:
@@ -110,53 +92,28 @@ def one_trial(spec: AnySpec) -> Resources:
 
 def check_runs(spec: AnySpec, limits: LimitsSpec | None = None) -> None:
     """SpecError when a study has more runs than its limits (or the given ones) allow."""
-    if not isinstance(spec, SweepSpec | ComparisonSpec):
-        return
-    trials = (limits or spec.limits).trials
-    if (runs := spec.num_runs()) > trials:
-        text = f"{trials}: the study has {runs} runs; allow them or vary less"
-        raise SpecError([Problem(("limits", "trials"), text)])
+    if problems := list(overruns(spec, limits)):
+        raise SpecError(problems)
+
+
+def overruns(spec: AnySpec, limits: LimitsSpec | None = None) -> Iterator[Problem]:
+    """Where a study has more runs than its limits (or the given ones) allow."""
+    if isinstance(spec, SweepSpec | ComparisonSpec):
+        trials = (limits or spec.limits).trials
+        if (runs := spec.num_runs()) > trials:
+            text = f"{trials}: the study has {runs} runs; allow them or vary less"
+            yield Problem(("limits", "trials"), text)
 
 
 def check_fits(spec: AnySpec, capacity: Resources) -> None:
     """SpecError when one run of the spec can never fit the declared capacity."""
-    problems = list(_misfits(spec, capacity))
+    problems = list(misfits(spec, capacity, "this lab has {} in all"))
     if problems:
         raise SpecError(problems)
 
 
-def admit(
-    queued: Sequence[Claim], active: Sequence[Claim], capacity: Resources, now: datetime
-) -> tuple[list[str], dict[str, QueueInfo]]:
-    """Who may start now, and why the others wait. Priority goes first, then age.
-
-    A job that does not fit lets smaller ones of its own priority pass until it has waited
-    `PASSING`; lower priorities never pass it.
-    """
-    used = sum((one.demand for one in active), Resources())
-    admitted: list[str] = []
-    waiting: dict[str, QueueInfo] = {}
-    blocked: Claim | None = None
-    for one in sorted(queued, key=lambda c: (-c.priority, c.created_at, c.id)):
-        may_pass = blocked is None or (
-            blocked.priority == one.priority and now - blocked.created_at < PASSING
-        )
-        if may_pass and (used + one.demand).fits(capacity):
-            used = used + one.demand
-            admitted.append(one.id)
-            continue
-        behind = None if may_pass else blocked
-        blocked = blocked or one
-        reason = _reason(one, used, capacity, behind)
-        waiting[one.id] = QueueInfo(len(waiting) + 1, reason)
-    return admitted, waiting
-
-
-def _compute(spec: AnySpec) -> ComputeSpec:
-    return spec.base.compute if isinstance(spec, SweepSpec | ComparisonSpec) else spec.compute
-
-
-def _misfits(spec: AnySpec, capacity: Resources) -> Iterator[Problem]:
+def misfits(spec: AnySpec, capacity: Resources, there_is: str) -> Iterator[Problem]:
+    """Where one run of the spec needs more than there is; ``there_is`` says so of a number."""
     compute = _compute(spec)
     base = ("base",) if isinstance(spec, SweepSpec | ComparisonSpec) else ()
     trial = one_trial(spec)
@@ -169,9 +126,55 @@ def _misfits(spec: AnySpec, capacity: Resources) -> Iterator[Problem]:
             field = "workers" if compute.workers > 1 else f"{name}_per_worker"
             yield Problem(
                 (*base, "compute", field),
-                f"{compute.workers} workers need {need:g} {unit}; this lab has {have:g} in all",
+                f"{compute.workers} workers need {need:g} {unit}; {there_is.format(f'{have:g}')}",
                 ((*base, "compute", f"{name}_per_worker"),),
             )
+
+
+def admit(
+    queued: Sequence[Claim],
+    active: Sequence[Claim],
+    capacity: Resources,
+    now: datetime,
+    quota: Callable[[str], Quota] = lambda _project: NO_QUOTA,
+) -> tuple[list[str], dict[str, QueueInfo]]:
+    """Who may start now, and why the others wait. Priority goes first, then age.
+
+    A job that does not fit lets smaller ones of its own priority pass until it has waited
+    `PASSING`; lower priorities never pass it. One that its project's quota keeps out holds up
+    nobody.
+    """
+    used = sum((one.demand for one in active), Resources())
+    held: defaultdict[str, Resources] = defaultdict(Resources)
+    jobs = Counter(one.project for one in active)
+    for one in active:
+        held[one.project] += one.demand
+    admitted: list[str] = []
+    reasons: dict[str, str] = {}
+    blocked: Claim | None = None
+    for one in sorted(queued, key=lambda c: (-c.priority, c.created_at, c.id)):
+        full = list(quota(one.project).keeps_out(one.demand, held[one.project], jobs[one.project]))
+        if full:
+            holds = " and ".join(full)
+            reasons[one.id] = f"needs {one.demand}; project {one.project} holds {holds}"
+            continue
+        may_pass = blocked is None or (
+            blocked.priority == one.priority and now - blocked.created_at < PASSING
+        )
+        if may_pass and (used + one.demand).fits(capacity):
+            used += one.demand
+            held[one.project] += one.demand
+            jobs[one.project] += 1
+            admitted.append(one.id)
+            continue
+        reasons[one.id] = _reason(one, used, capacity, None if may_pass else blocked)
+        blocked = blocked or one
+    places = enumerate(reasons.items(), start=len(admitted) + 1)
+    return admitted, {name: QueueInfo(place, reason) for place, (name, reason) in places}
+
+
+def _compute(spec: AnySpec) -> ComputeSpec:
+    return spec.base.compute if isinstance(spec, SweepSpec | ComparisonSpec) else spec.compute
 
 
 def _reason(one: Claim, used: Resources, capacity: Resources, behind: Claim | None) -> str:

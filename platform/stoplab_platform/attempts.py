@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from shutil import copytree
 
 import yaml
 
+from stoplab_platform.admission import told_limits
+from stoplab_platform.adoption import adopt
 from stoplab_platform.errors import RunnerUnavailable
 from stoplab_platform.fence import own
 from stoplab_platform.handoff import clear_stop, request_stop
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
-from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, RunFolder, write_atomic, write_json
+from stoplab_platform.paths import JobFolder, write_atomic, write_json
 from stoplab_platform.runner.base import Launch, Runner
 from stoplab_platform.settings import Settings
 
@@ -38,13 +36,11 @@ class Attempts:
         clear_stop(folder, job.attempt)
         text = yaml.safe_dump(dict(job.spec), sort_keys=False, allow_unicode=True)
         write_atomic(folder.spec, text)
-        sources = [source for source in (job.retry_of, job.extends) if source is not None]
-        if sources:
+        if job.retry_of or job.extends:
             write_json(folder.origin, {"retry_of": job.retry_of, "extends": job.extends})
         if job.attempt == 1:
-            for source in sources:  # what a retry has, and what it was to extend itself
-                adopt_cells(self._settings.folders.job(source), folder)
-        write_json(folder.limits, dict(job.limits))
+            adopt(job, self._settings.folders)
+        write_json(folder.limits, told_limits(job, self._settings))
         own(folder, job.attempt)
         self._runner.start(self._launch(job))
 
@@ -86,52 +82,6 @@ def attempt_env(settings: Settings, job_id: str, attempt: int) -> dict[str, str]
         "PYTHONUNBUFFERED": "1",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     }
-
-
-def adopt_cells(source: JobFolder, target: JobFolder) -> None:
-    """Give a study the finished cells of the one it goes on from, so that it does not run them.
-
-    The others come as if they had never begun: a search that draws as it goes knows its points
-    from the ledger alone, and would not come back to one that failed. The legs of a population
-    come with their checkpoints, from which the next ones go on.
-    """
-    cells = Ledger(source).cells()
-    finished = _finished(cells)
-    Ledger(target).plan([cell.model_copy(update={"adopted": True}) for cell in finished])
-    Ledger(target).plan([_afresh(c) for c in cells if c not in finished and c.generation is None])
-    for cell in finished:
-        before, after = source.run(cell.id), target.run(cell.id)
-        for file in _kept(before):
-            write_atomic(after.root / file.name, file.read_text())
-        if cell.generation is not None and before.checkpoints.exists():
-            copytree(before.checkpoints, after.checkpoints, copy_function=_link, dirs_exist_ok=True)
-
-
-def _finished(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells that no later start runs: of a population also the failed ones it went past."""
-    newest = max((cell.generation or 0 for cell in cells), default=0)
-    kept = (CellState.SUCCEEDED, CellState.PRUNED)
-    return [c for c in cells if c.state in kept or (c.generation or 0) < newest]
-
-
-def _afresh(cell: Cell) -> Cell:
-    """The cell with nothing but its place in the study."""
-    kept = {name: getattr(cell, name) for name in ("id", "index", "arm", "point", "seed")}
-    infeasible = cell.state is CellState.INFEASIBLE
-    return Cell(**kept, **({"state": cell.state, "error": cell.error} if infeasible else {}))
-
-
-def _link(source: str, target: str) -> None:
-    """The same file under another name: checkpoints are large, and never written to again."""
-    with suppress(FileExistsError):
-        os.link(source, target)
-
-
-def _kept(run: RunFolder) -> Iterator[Path]:
-    """What a report needs of a finished run."""
-    for file in (run.summary, run.predictions, run.scores, run.spool, run.spool_sent):
-        if file.exists():
-            yield file
 
 
 def _gpus_in_place(job: Job) -> float:

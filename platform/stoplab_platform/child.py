@@ -17,7 +17,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CHUNK = 65536
-TAIL_BYTES = 8192
+TAIL_BYTES = 16384  # of a traceback through Ray, all that matters
 MESSAGE_CHARS = 500
 FLUSH_S = 5.0  # to read what a killed group has left in the pipe
 POLL_S = 0.05
@@ -85,9 +85,12 @@ class Child:
 
     def last_line(self) -> str | None:
         """The last line that says anything: of a traceback, the error."""
-        lines = self._tail.decode(errors="replace").splitlines()
-        said = (line.strip() for line in reversed(lines))
+        said = (line.strip() for line in reversed(self.last_words().splitlines()))
         return next((line[:MESSAGE_CHARS] for line in said if line), None)
+
+    def last_words(self) -> str:
+        """The end of what it wrote."""
+        return self._tail.decode(errors="replace")
 
     def met_oom(self) -> bool:
         """Whether the kernel killed something of our control group for memory since the start."""

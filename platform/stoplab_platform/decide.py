@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from stoplab_platform.failures import LASTING, back_off_s, budget, cause_in, explained
 from stoplab_platform.handoff import GRACE_S, Result
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.runner.base import Observed, RunnerState
+from stoplab_platform.usage import Exceeded
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Patience:
     """No heartbeat, whatever the runner says."""
     start_s: float = 120
     """From the start to the first heartbeat."""
-    back_off_s: float = 1
-    """Before the second attempt; doubled for each further one, up to 30."""
+    back_off: float = 1
+    """What the waits of `failures.TABLE` are multiplied by."""
     kill_s: float = 3
     """After the grace, for the supervisor's own ladder (SIGTERM, SIGKILL, result)."""
     still_s: float = 2.5
@@ -51,6 +53,8 @@ class Seen:
     """Whether the stop file holds the present intent."""
     recoveries: Mapping[ReasonCode, int] = field(default_factory=dict)
     max_failures: int = 3
+    exceeded: Exceeded | None = None
+    """The limit that the job has used up, if it has."""
 
     @property
     def over(self) -> bool:
@@ -67,6 +71,7 @@ class Move:
     message: str | None = None
     next_attempt: bool = False
     run_digest: str | None = None
+    intent: Intent | None = None
 
 
 @dataclass(frozen=True)
@@ -86,17 +91,21 @@ class Kill:
     why: str
 
 
-Action = Move | Start | AskStop | Kill
+@dataclass(frozen=True)
+class Wait:
+    """Nothing can be done now; people are told why."""
 
-LASTING = (ReasonCode.BAD_INPUT, ReasonCode.RUN_ERROR)
-"""Another attempt would end the same way."""
+    why: str
 
-CLASSES = (
-    frozenset({ReasonCode.WORKER_ERROR, ReasonCode.OOM}),
-    frozenset({ReasonCode.NODE_LOST, ReasonCode.HEARTBEAT_LOST, ReasonCode.START_FAILED}),
-    frozenset({ReasonCode.PREEMPTED}),
-)
-"""Failures with a budget of their own: of a process, of the cluster, by the cluster's will."""
+
+Action = Move | Start | AskStop | Kill | Wait
+
+ENDS = {
+    Intent.CANCELLED: State.CANCELLED,
+    Intent.PAUSED: State.PAUSED,
+    Intent.FAILED: State.FAILED,
+}
+"""Where a STOPPING job goes."""
 
 
 def decide(job: Job, seen: Seen, patience: Patience) -> list[Action]:
@@ -104,76 +113,90 @@ def decide(job: Job, seen: Seen, patience: Patience) -> list[Action]:
     if job.state is State.STOPPING:
         return list(_stopping(job, seen, patience))
     if seen.result is not None:
-        return list(_ended(job, seen, seen.result))
+        return list(_ended(job, seen, patience, seen.result))
     if job.state is State.RUNNING:
         return list(_running(job, seen, patience))
     return list(_starting(job, seen, patience))
 
 
 def _starting(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
-    failures = sum(seen.recoveries.values())
-    pause_s = min(patience.back_off_s * 2 ** (failures - 1), 30) if failures else 0
     if seen.beating:
         yield Move(State.RUNNING)
-    elif seen.runner is None or seen.waited_s < pause_s:
+    elif seen.runner is None:
+        yield Wait("the cluster does not answer; the attempt starts when it does")
+    elif seen.waited_s < _pause_s(job, seen, patience):
         return
     elif seen.runner.state is RunnerState.ABSENT:
         yield Start()
     elif seen.over and seen.told_s > patience.quiet_s:
-        yield from _recover(seen, ReasonCode.START_FAILED, seen.runner.message)
+        yield from _recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
     elif seen.told_s > patience.start_s:
         yield Kill(f"no heartbeat {patience.start_s:g} s after its start")
-        yield from _recover(seen, ReasonCode.START_FAILED, seen.runner.message)
+        yield from _recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
+
+
+def _pause_s(job: Job, seen: Seen, patience: Patience) -> float:
+    """How long a job that is RECOVERING waits before its next attempt."""
+    if job.state is not State.RECOVERING or job.reason_code is None:
+        return 0
+    failures = seen.recoveries.get(job.reason_code, 1)
+    return patience.back_off * back_off_s(job.reason_code, failures)
 
 
 def _running(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
     if seen.over and seen.quiet_s > patience.quiet_s:
         assert seen.runner is not None
-        lost = seen.runner.state is RunnerState.ABSENT
-        reason = ReasonCode.NODE_LOST if lost else ReasonCode.WORKER_ERROR
         told = seen.runner.message or "the runner says that it is over"
+        lost = seen.runner.state is RunnerState.ABSENT
+        reason = ReasonCode.NODE_LOST if lost else cause_in(told) or ReasonCode.WORKER_ERROR
         yield Kill("no heartbeat, no result")
-        yield from _recover(seen, reason, f"ended without a result: {told}")
+        yield from _recover(job, seen, patience, reason, f"ended without a result: {told}")
     elif seen.quiet_s > patience.silent_s:
-        yield Kill(f"no heartbeat for {patience.silent_s:g} s")
-        yield from _recover(
-            seen, ReasonCode.HEARTBEAT_LOST, f"no heartbeat for {patience.silent_s:g} s"
-        )
+        said = f"no heartbeat for {patience.silent_s:g} s"
+        yield Kill(said)
+        yield from _recover(job, seen, patience, ReasonCode.HEARTBEAT_LOST, said)
+    elif seen.exceeded is not None:
+        code, message = seen.exceeded.code, seen.exceeded.message
+        yield Move(State.STOPPING, code, message, intent=Intent.FAILED)
+        yield AskStop()
 
 
-def _ended(job: Job, seen: Seen, result: Result) -> Iterator[Action]:
+def _ended(job: Job, seen: Seen, patience: Patience, result: Result) -> Iterator[Action]:
     if result.outcome == "SUCCEEDED":
         yield Move(State.SUCCEEDED, run_digest=result.run_digest)
     elif result.reason_code in LASTING:
         yield Move(State.FAILED, result.reason_code, result.message)
     else:
-        reason = result.reason_code or ReasonCode.WORKER_ERROR
-        if result.outcome == "STOPPED":
-            reason = ReasonCode.PREEMPTED  # nobody asked us
-        yield from _recover(seen, reason, result.message)
+        unasked = result.outcome == "STOPPED"
+        reason = ReasonCode.PREEMPTED if unasked else result.reason_code or ReasonCode.WORKER_ERROR
+        yield from _recover(job, seen, patience, reason, result.message, explain=unasked)
 
 
-def _recover(seen: Seen, reason: ReasonCode, message: str | None) -> Iterator[Action]:
-    """The next attempt, while the budget of this class of failures lasts."""
-    family = next(family for family in CLASSES if reason in family)
-    used = sum(seen.recoveries.get(code, 0) for code in family)
-    if used < seen.max_failures:
+def _recover(
+    job: Job,
+    seen: Seen,
+    patience: Patience,
+    reason: ReasonCode,
+    said: str | None,
+    *,
+    explain: bool = True,
+) -> Iterator[Action]:
+    """The next attempt, while the budget of this kind of failures lasts."""
+    message = explained(reason, said) if explain else said
+    used = seen.recoveries.get(reason, 0)
+    if used < budget(reason, seen.max_failures):
+        wait_s = patience.back_off * back_off_s(reason, used + 1)
+        follows = f"attempt {job.attempt + 1} starts in {wait_s:g} s"
+        message = f"{message}; {follows}" if message else follows
         yield Move(State.RECOVERING, reason, message, next_attempt=True)
     else:
-        yield Move(
-            State.FAILED,
-            ReasonCode.RETRIES_EXHAUSTED,
-            f"{reason} once more after {used} restarts (compute.max_failures): {message}",
-        )
+        again = f"{reason} once more after {used} restarts: {message}"
+        yield Move(State.FAILED, ReasonCode.RETRIES_EXHAUSTED, again)
 
 
 def _stopping(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
     assert job.intent is not None, job
-    end = Move(
-        State.PAUSED if job.intent is Intent.PAUSED else State.CANCELLED,
-        ReasonCode.USER_REQUEST,
-        job.message,
-    )
+    end = Move(ENDS[job.intent], job.reason_code, job.message)
     grace_over = seen.waited_s > GRACE_S[job.intent] + patience.kill_s
     if seen.result is not None:
         yield _stopped(job, seen.result, end)
@@ -195,6 +218,6 @@ def _stopped(job: Job, result: Result, end: Move) -> Move:
     """The end of a job that was asked to stop, unless it came to another end first."""
     if result.outcome == "SUCCEEDED":
         return Move(State.SUCCEEDED, run_digest=result.run_digest)
-    if result.reason_code in LASTING and job.intent is Intent.PAUSED:
+    if result.reason_code in LASTING and job.intent is not Intent.CANCELLED:
         return Move(State.FAILED, result.reason_code, result.message)
     return end

@@ -101,6 +101,10 @@ class DataError(StoplabError, ValueError):
     """Shards or samples cannot be read as asked."""
 
 
+class DataMissing(DataError):
+    """Data that a spec names are not there."""
+
+
 class Stopped(StoplabError):
     """A run ended early because its stop file asked for it."""
 

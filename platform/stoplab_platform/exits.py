@@ -6,10 +6,11 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """How an entrypoint ended; 75 and 76 lie in the range of sysexits.h that nothing else uses."""
+    """How an entrypoint ended; 66 is EX_NOINPUT of sysexits.h, 75 and 76 are free for us there."""
 
     OK = 0
     FAILED = 1
     BAD_INPUT = 2
+    NO_DATA = 66
     STOPPED = 75
     FENCED = 76

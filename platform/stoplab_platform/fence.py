@@ -24,13 +24,28 @@ def owner(folder: JobFolder) -> int:
     return 0 if data is None else int(data["attempt"])
 
 
+def is_fenced(folder: JobFolder, attempt: int) -> bool:
+    """Whether a newer attempt owns the folder."""
+    return owner(folder) > attempt
+
+
 def own(folder: JobFolder, attempt: int) -> None:
-    """Give the folder to an attempt; Fenced when a newer one has it."""
-    present = owner(folder)
-    if present > attempt:
-        raise Fenced(f"attempt {present} owns {folder.root}; attempt {attempt} ends")
-    if present < attempt:
-        write_json(folder.owner, {"attempt": attempt})
+    """Give the folder to an attempt; Fenced when a newer one has it.
+
+    Two may do so at once, so each leaves a mark before it writes, and looks for higher ones after:
+    who writes last puts the highest number back. Ownership never goes down for longer than that.
+    """
+    newest = owner(folder)
+    if newest < attempt:
+        mark = folder.mark(attempt)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        newest = attempt
+        while newest != owner(folder):
+            write_json(folder.owner, {"attempt": newest})
+            newest = max(int(other.name) for other in mark.parent.iterdir())
+    if newest > attempt:
+        raise Fenced(f"attempt {newest} owns {folder.root}; attempt {attempt} ends")
 
 
 def claim_attempt(folder: JobFolder, attempt: int) -> None:
@@ -43,19 +58,22 @@ def claim_attempt(folder: JobFolder, attempt: int) -> None:
         raise Fenced(f"attempt {attempt} of {folder.root} was started before") from None
 
 
-def bury(folder: JobFolder, job_id: str, attempt: int) -> None:
-    """Kill what older attempts left on this machine, and wait until their heartbeat is still."""
+def bury(folder: JobFolder, job_id: str, attempt: int) -> bool:
+    """Kill what older attempts left on this machine; whether their heartbeat is still by now."""
     for process in _older(job_id, attempt):
         log.warning("killing process %d, left by an older attempt", process.pid)
         with suppress(psutil.Error):
             process.kill()
     last = read_heartbeat(folder)
-    for _ in range(SILENCE_TRIES if last is not None and last.attempt < attempt else 0):
+    if last is None or last.attempt >= attempt:
+        return True
+    for _ in range(SILENCE_TRIES):
         time.sleep(SILENCE_S)
         now = read_heartbeat(folder)
         if now == last:
-            return
+            return True
         last = now
+    return False
 
 
 def _older(job_id: str, attempt: int) -> Iterator[psutil.Process]:

@@ -20,7 +20,7 @@ from stoplab_platform.paths import JobFolder, read_json, write_json
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 
-GRACE_S = {Intent.CANCELLED: 5.0, Intent.PAUSED: 60.0}
+GRACE_S = {Intent.CANCELLED: 5.0, Intent.PAUSED: 60.0, Intent.FAILED: 60.0}
 """Seconds a run has to finish its step and save before it is killed."""
 
 
@@ -65,8 +65,13 @@ def read_heartbeat(folder: JobFolder) -> Heartbeat | None:
 
 def read_result(folder: JobFolder, attempt: int) -> Result | None:
     """How this attempt ended; None while it has not (or another one's file lies there)."""
-    result = _read(Result, folder.result)
+    result = last_result(folder)
     return result if result is not None and result.attempt == attempt else None
+
+
+def last_result(folder: JobFolder) -> Result | None:
+    """How the last attempt that came to an end ended."""
+    return _read(Result, folder.result)
 
 
 def read_stop(folder: JobFolder, attempt: int) -> StopOrder | None:

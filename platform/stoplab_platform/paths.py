@@ -102,6 +102,10 @@ class JobFolder:
         """Created, exclusively, by the one process that is this attempt."""
         return self.root / "attempts" / str(attempt)
 
+    def mark(self, attempt: int) -> Path:
+        """Left by whoever gave the folder to an attempt; marks only ever become more."""
+        return self.root / "owners" / str(attempt)
+
     @property
     def heartbeat(self) -> Path:
         """A counter that the living attempt raises."""
@@ -124,7 +128,7 @@ class JobFolder:
 
     @property
     def limits(self) -> Path:
-        """What was changed of a study's limits since it was submitted; its driver obeys."""
+        """What holds of a job's limits beside its spec: a study's driver obeys."""
         return self.root / "limits.json"
 
     @property

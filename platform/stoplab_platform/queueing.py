@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from stoplab_platform.admission import Claim, QueueInfo, Resources, admit, capacity, demand
+from stoplab_platform.admission import Claim, QueueInfo, admit, capacity, demand
 from stoplab_platform.errors import Conflict, SpecError
 from stoplab_platform.extend import limited
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.resources import Resources
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import parse_spec
@@ -23,61 +25,81 @@ log = logging.getLogger("stoplab.reconciler")
 
 ACTOR = "reconciler"
 LEASE_PERIODS = 3  # a replica that misses so many passes has lost its turn
+ASK_S = 10.0  # between two questions to the runner that only serve to explain
 
 
 class Queue:
-    """Admits queued jobs against the declared capacity; one replica at a time does."""
+    """Admits queued jobs against the declared capacity; one replica at a time does.
+
+    Why jobs wait is computed from the store, so that every replica can tell.
+    """
 
     def __init__(self, store: JobStore, runner: Runner, settings: Settings) -> None:
-        self._store, self._runner = store, runner
+        self._store, self._runner, self._settings = store, runner, settings
         self._capacity = capacity(settings)
-        self._ttl_s = LEASE_PERIODS * settings.reconcile_period_s
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._demands: dict[str, Resources] = {}
         self._waiting: Mapping[str, QueueInfo] = {}
+        self._looked_at = self._asked_at = float("-inf")
+        self._alive = True
 
-    def waiting(self) -> Mapping[str, QueueInfo]:
-        """Why queued jobs wait, as of the last pass."""
+    def waiting(self, job_ids: Collection[str] = ()) -> Mapping[str, QueueInfo]:
+        """Why queued jobs wait, these among them; not older than a pass of the reconciler."""
+        old = time.monotonic() - self._looked_at > self._settings.reconcile_period_s
+        if old or not self._waiting.keys() >= set(job_ids):
+            self._explain(self._store.unfinished(), ASK_S)
         return self._waiting
+
+    def reserved(self, job: Job) -> Resources:
+        """What a job reserves while it is active."""
+        key = f"{job.id} {sorted(job.limits.items())}"  # its spec stays
+        if key not in self._demands:
+            self._demands[key] = self._demand(job)
+        return self._demands[key]
 
     def admit(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """The unfinished jobs, those whose turn it is moved to STARTING."""
-        self._demands = {_key(job): self._demand(job) for job in jobs}
-        admitted, self._waiting = self._plan(jobs)
-        if not admitted:
+        if len(self._demands) > 2 * len(jobs) + 100:
+            self._demands = {}  # of jobs that are gone
+        admitted = self._explain(jobs, 0)
+        lease_s = LEASE_PERIODS * self._settings.reconcile_period_s
+        if not (admitted and self._alive):
             return jobs
-        if not self._runner.alive():
-            self._waiting = {
-                job_id: QueueInfo(place, "the cluster does not answer")
-                for place, job_id in enumerate([*admitted, *self._waiting], start=1)
-            }
-            return jobs
-        if not self._store.lease("admission", self._holder, self._ttl_s):
+        if not self._store.lease("admission", self._holder, lease_s):
             return jobs
         # Another replica may have admitted between the caller's look and our lease.
         jobs = self._store.unfinished()
-        admitted, self._waiting = self._plan(jobs)
+        admitted = self._explain(jobs, ASK_S)
         return [self._start(job) if job.id in admitted else job for job in jobs]
 
-    def _plan(self, jobs: Sequence[Job]) -> tuple[list[str], dict[str, QueueInfo]]:
+    def _explain(self, jobs: Sequence[Job], ask_s: float) -> Sequence[str]:
+        """Who could start now; the runner's word on whether it takes any may be ``ask_s`` old."""
         queued = [self._claim(job) for job in jobs if job.state is State.QUEUED]
         active = [self._claim(job) for job in jobs if job.state is not State.QUEUED]
-        return admit(queued, active, self._capacity, datetime.now(UTC))
+        now = datetime.now(UTC)
+        admitted, waiting = admit(queued, active, self._capacity, now, self._settings.quota)
+        if admitted and time.monotonic() - self._asked_at >= ask_s:
+            self._alive, self._asked_at = self._runner.alive(), time.monotonic()
+        if admitted and not self._alive:
+            reason = "the cluster does not answer"
+            waiting = {name: QueueInfo(info.position, reason) for name, info in waiting.items()}
+        else:
+            reason = "is next, and starts in a moment"
+        first = {name: QueueInfo(place, reason) for place, name in enumerate(admitted, start=1)}
+        self._waiting, self._looked_at = first | waiting, time.monotonic()
+        return admitted
 
     def _claim(self, job: Job) -> Claim:
-        asked = self._demands.get(_key(job))
-        return Claim(job.id, job.priority, job.created_at, asked or self._demand(job))
+        return Claim(job.id, job.priority, job.created_at, self.reserved(job), job.project)
 
     def _demand(self, job: Job) -> Resources:
-        known = self._demands.get(_key(job))
-        if known is not None:
-            return known
         try:
-            return demand(limited(parse_spec(job.spec), job.limits), self._capacity)
+            spec = limited(parse_spec(job.spec), job.limits)
         except SpecError:
             # Accepted by another release. What runs may need all; what waits fails by itself.
             log.warning("%s has a spec that this release does not read", job.id)
             return Resources() if job.state is State.QUEUED else self._capacity
+        return demand(spec, self._capacity, self._settings.quota(job.project))
 
     def _start(self, job: Job) -> Job:
         try:
@@ -86,8 +108,3 @@ class Queue:
             )
         except Conflict:
             return job  # its owner cancelled or paused it meanwhile
-
-
-def _key(job: Job) -> str:
-    """A job's demand depends on its spec, which stays, and on its limits."""
-    return f"{job.id} {sorted(job.limits.items())}"

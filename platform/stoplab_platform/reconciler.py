@@ -10,13 +10,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from stoplab_platform.admission import QueueInfo
 from stoplab_platform.attempts import Attempts
-from stoplab_platform.decide import Action, AskStop, Kill, Move, Patience, Seen, Start, decide
+from stoplab_platform.decide import (
+    Action,
+    AskStop,
+    Kill,
+    Move,
+    Patience,
+    Seen,
+    Start,
+    Wait,
+    decide,
+)
 from stoplab_platform.errors import Conflict, RunnerUnavailable, StoreUnavailable
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
@@ -27,6 +38,7 @@ from stoplab_platform.queueing import ACTOR, Queue
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.settings import Settings
 from stoplab_platform.settle import Settler
+from stoplab_platform.usage import Exceeded, exceeded, has_limits
 
 log = logging.getLogger("stoplab.reconciler")
 
@@ -58,9 +70,9 @@ class Reconciler:
         """Seconds since a pass came to its end."""
         return time.monotonic() - self._last_pass
 
-    def waiting(self) -> Mapping[str, QueueInfo]:
-        """Why queued jobs wait, as of the last pass."""
-        return self._queue.waiting()
+    def waiting(self, job_ids: Collection[str] = ()) -> Mapping[str, QueueInfo]:
+        """Why queued jobs wait, these among them; it needs no pass of ours."""
+        return self._queue.waiting(job_ids)
 
     def wake(self) -> None:
         """Something was asked: make the next pass now."""
@@ -106,7 +118,18 @@ class Reconciler:
     def _see(self, job: Job) -> Seen:
         seen = self._observer.look(job)
         recoveries = self._store.recoveries(job.id) if job.attempt > 1 else {}
-        return replace(seen, recoveries=recoveries, max_failures=_max_failures(job))
+        return replace(
+            seen,
+            recoveries=recoveries,
+            max_failures=_max_failures(job),
+            exceeded=self._exceeded(job),
+        )
+
+    def _exceeded(self, job: Job) -> Exceeded | None:
+        if job.state is not State.RUNNING or not has_limits(job):
+            return None
+        gpus = self._queue.reserved(job).gpus
+        return exceeded(job, self._store.history(job.id), gpus, datetime.now(UTC))
 
     def _apply(self, job: Job, action: Action) -> Job:
         match action:
@@ -120,6 +143,8 @@ class Reconciler:
             case Kill():
                 self._attempts.kill(job)
                 self._note(job, "kill", action.why)
+            case Wait():
+                self._note(job, "wait", action.why)
         return job
 
     def _move(self, job: Job, move: Move) -> Job:
@@ -131,7 +156,7 @@ class Reconciler:
             columns["run_digest"] = move.run_digest
         return self._store.move(
             job, move.to, actor=ACTOR, reason_code=move.reason_code, message=move.message,
-            intent=None, **columns,
+            intent=move.intent, **columns,
         )  # fmt: skip
 
     def _note(self, job: Job, verb: str, message: str) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from shutil import rmtree
 from typing import Any
 
-from stoplab_platform.admission import QueueInfo, capacity, check_fits, check_runs
-from stoplab_platform.errors import Conflict, Forbidden, IllegalMove
+from stoplab_platform.admission import QueueInfo, capacity, misfits, overruns, told_limits
+from stoplab_platform.errors import Conflict, Forbidden, IllegalMove, Problem, SpecError
 from stoplab_platform.extend import extended, limited
 from stoplab_platform.handoff import request_stop
 from stoplab_platform.ids import new_job_id
@@ -42,7 +42,7 @@ class Jobs:
         self,
         store: JobStore,
         settings: Settings,
-        queue: Callable[[], Mapping[str, QueueInfo]] = dict,
+        queue: Callable[[Collection[str]], Mapping[str, QueueInfo]] = lambda _ids: {},
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
@@ -54,14 +54,15 @@ class Jobs:
         """The store below."""
         return self._store
 
-    def check(self, spec: AnySpec) -> None:
-        """SpecError when the spec can never run in this lab, or asks for more than it allows."""
-        check_runs(spec)
-        self._check_fits(spec)
-
-    def _check_fits(self, spec: AnySpec) -> None:
+    def check(self, spec: AnySpec, project: str) -> None:
+        """SpecError when the spec can never run in this lab or project, or beyond its limits."""
+        problems = list(overruns(spec))
         if self._settings.capacity_declared:
-            check_fits(spec, capacity(self._settings))
+            problems += misfits(spec, capacity(self._settings), "this lab has {} in all")
+        quota = self._settings.quota(project).resources
+        problems += misfits(spec, quota, f"project {project} may hold {{}} at once")
+        if problems:
+            raise SpecError(problems)
 
     def submit(
         self,
@@ -76,8 +77,7 @@ class Jobs:
     ) -> Submitted:
         """Accept a job; the same key and body give the same job, another body KeyReused."""
         _may_submit(principal)
-        # A study that is tried again may have had its limits lowered, to end it.
-        (self.check if retry_of is None else self._check_fits)(spec)
+        self.check(spec, principal.project)
         new = NewJob(
             id=new_job_id(),
             kind=spec.kind,
@@ -118,18 +118,30 @@ class Jobs:
         """Put a paused job back into the queue."""
         return self._change(principal, job_id, self._resumed)
 
-    def retry(self, principal: Principal, job_id: str, *, key: str | None = None) -> Submitted:
-        """A new job with a finished one's spec and limits; cells that SUCCEEDED are adopted."""
+    def retry(
+        self,
+        principal: Principal,
+        job_id: str,
+        *,
+        limits: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Submitted:
+        """A new job with a finished one's spec and limits (some of them changed).
+
+        It adopts what that one has: cells that SUCCEEDED, or the checkpoints of an unfinished run.
+        """
         job = self._own(principal, job_id)
         if job.state not in TERMINAL:
             raise _refused(job, "retry")
+        # One that never started has nothing; what it was to go on from itself is still there.
+        source = job.id if job.attempt else job.retry_of or job.id
         return self.submit(
             principal,
-            limited(parse_spec(job.spec), job.limits),
+            limited(parse_spec(job.spec), {**job.limits, **(limits or {})}),
             labels=job.labels,
             priority=job.priority,
             key=key,
-            retry_of=job.id,
+            retry_of=source,
             extends=job.extends,
         )
 
@@ -165,7 +177,7 @@ class Jobs:
         priority: int | None = None,
         limits: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Change labels, priority or some limits of a study, also while it runs.
+        """Change labels, priority or some limits, also while it runs.
 
         Conflict when the job is no longer at ``version``.
         """
@@ -182,7 +194,8 @@ class Jobs:
             job, actor=owner, labels=labels, priority=priority, limits=limits
         )
         if limits is not None and job.state is not State.QUEUED:
-            write_json(self._settings.folders.job(job.id).limits, limits)
+            folder = self._settings.folders.job(job.id)
+            write_json(folder.limits, told_limits(changed, self._settings))
         self._wake()
         return changed
 
@@ -202,7 +215,8 @@ class Jobs:
     def views(self, jobs: Sequence[Job]) -> Sequence[dict[str, Any]]:
         """Several jobs as REST shows them."""
         histories = self._store.histories(job.id for job in jobs)
-        queue = self._queue()
+        queued = [job.id for job in jobs if job.state is State.QUEUED]
+        queue = self._queue(queued) if queued else {}
         return [job_view(job, histories[job.id], queue.get(job.id), self._settings) for job in jobs]
 
     def _change(self, principal: Principal, job_id: str, change: Callable[[Job, str], Job]) -> Job:

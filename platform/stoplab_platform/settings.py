@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, Json, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stoplab_platform.errors import SettingsError
 from stoplab_platform.paths import Home
+from stoplab_platform.quotas import OTHERS, Quota
 
 
 class Settings(BaseSettings):
@@ -32,6 +33,9 @@ class Settings(BaseSettings):
     """CPUs that jobs may reserve; null: this machine's."""
     capacity_gpus: float = 0
     """GPUs that jobs may reserve."""
+    quotas: Annotated[dict[str, Quota], NoDecode] = {}
+    """What projects may hold at once, as JSON: project (`*`: each other one) to `cpus`, `gpus`,
+    `jobs`."""
     job_id: str | None = None
     """Set by the supervisor: the job a process belongs to."""
     attempt: int | None = None
@@ -54,6 +58,11 @@ class Settings(BaseSettings):
             # Its own text shows what was given, and a token may be among it.
             raise SettingsError("; ".join(map(_sentence, error.errors()))) from None
 
+    @field_validator("quotas", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        return TypeAdapter(Json[Any]).validate_python(value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _absolute_home(self) -> Self:
         if not self.home.is_absolute():
@@ -69,6 +78,10 @@ class Settings(BaseSettings):
     def folders(self) -> Home:
         """The home's files."""
         return Home(self.home)
+
+    def quota(self, project: str) -> Quota:
+        """What a project may hold at once."""
+        return self.quotas.get(project, self.quotas.get(OTHERS, Quota()))
 
     @property
     def capacity_declared(self) -> bool:

@@ -4,22 +4,19 @@
         [-- COMMAND...]
 
 It owns the job's folder (the fence), writes the driver's output there byte for byte, counts a
-heartbeat, obeys the stop file's deadline, and leaves `result.json`. COMMAND replaces the
-entrypoint of the spec's kind.
+heartbeat, obeys the stop file's deadline, and leaves `result.json`. Where it is cut off from the
+folder, it ends the run. COMMAND replaces the entrypoint of the spec's kind.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from math import inf
 from types import FrameType
@@ -29,11 +26,13 @@ import yaml
 
 from stoplab_platform.attempts import attempt_env
 from stoplab_platform.child import Child
+from stoplab_platform.contact import Contact
 from stoplab_platform.errors import Fenced
 from stoplab_platform.exits import Exit
+from stoplab_platform.failures import cause, explained
 from stoplab_platform.fence import bury, claim_attempt, own, owner
-from stoplab_platform.handoff import Result, StopOrder, read_stop
-from stoplab_platform.jobs.states import ReasonCode
+from stoplab_platform.handoff import Result, read_stop
+from stoplab_platform.jobs.states import STUDIES, ReasonCode
 from stoplab_platform.paths import JobFolder, read_json, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import drain
@@ -46,7 +45,6 @@ ENTRYPOINTS = {
     "sweep": "stoplab_sweeps.main",
     "compare": "stoplab_sweeps.main",
 }
-BEAT_S = 1.0
 TICK_S = 0.2
 TERM_TO_KILL_S = 2.0  # Ray kills 3 s after its own SIGTERM; the result must be written by then
 DRAIN_S = 10.0
@@ -75,8 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entrypoint(folder: JobFolder) -> list[str]:
     """The command that runs the folder's spec."""
-    kind = yaml.safe_load(folder.spec.read_text())["kind"]
-    return [sys.executable, "-m", ENTRYPOINTS[kind], str(folder.spec)]
+    return [sys.executable, "-m", ENTRYPOINTS[kind_of(folder)], str(folder.spec)]
+
+
+def kind_of(folder: JobFolder) -> str:
+    """The kind of the folder's spec."""
+    return str(yaml.safe_load(folder.spec.read_text())["kind"])
 
 
 class Supervisor:
@@ -104,7 +106,9 @@ class Supervisor:
         """Run the attempt; Fenced when the folder belongs, or comes to belong, to another."""
         own(self._folder, self._attempt)
         claim_attempt(self._folder, self._attempt)
-        bury(self._folder, self._job_id, self._attempt)
+        if not bury(self._folder, self._job_id, self._attempt):
+            self._ending = ReasonCode.START_FAILED
+            return self._leave(Exit.FAILED, "an older attempt still lives, on another machine")
         if read_stop(self._folder, self._attempt):
             return self._leave(Exit.STOPPED, "stopped before it began")
         command = self._command or entrypoint(self._folder)
@@ -114,25 +118,26 @@ class Supervisor:
             child = Child(command, env, self._folder.driver_log)
         except OSError as error:
             return self._leave(Exit.FAILED, f"the entrypoint cannot be run: {error}")
-        with Beat(self._folder, self._attempt):
+        with Contact(self._folder, self._attempt) as contact:
             with child:
-                self._watch(child)
+                self._watch(child, contact)
             self._drain()
-            return self._leave(child.code, child.last_line(), oom=child.met_oom())
+            return self._leave(child.code, child.last_line(), child)
 
     def on_terminate(self, _number: int, _frame: FrameType | None) -> None:
         """SIGTERM: the cluster wants the attempt gone, for a reason that it keeps to itself."""
         self._end(ReasonCode.PREEMPTED, time.monotonic())
 
-    def _watch(self, child: Child) -> None:
-        stop: StopOrder | None = None
+    def _watch(self, child: Child, contact: Contact) -> None:
+        """Wait for the child's end, and see to it when it is due; no file is touched here."""
         while not child.wait(TICK_S):
-            with suppress(OSError):  # a file system that is away for a moment ends nothing
-                self._check_fence()
-                order = read_stop(self._folder, self._attempt)
-                if order is not None and order != stop:
-                    stop = order
-                    self._end(ReasonCode.USER_REQUEST, time.monotonic() + order.deadline_s)
+            if contact.fenced:
+                raise self._fenced()
+            if contact.stop is not None:
+                order, seen_at = contact.stop
+                self._end(ReasonCode.USER_REQUEST, seen_at + order.deadline_s)
+            if (lost := contact.lost()) is not None:
+                self._end(lost, time.monotonic())
             if self._parent is not None and os.getppid() != self._parent:
                 self._end(ReasonCode.NODE_LOST, time.monotonic())
             late = time.monotonic() - self._term_at
@@ -144,9 +149,8 @@ class Supervisor:
         self._ending = self._ending or reason
         self._term_at = min(self._term_at, term_at)
 
-    def _check_fence(self) -> None:
-        if owner(self._folder) > self._attempt:
-            raise Fenced(f"a newer attempt owns {self._folder.root}; this one ends")
+    def _fenced(self) -> Fenced:
+        return Fenced(f"{self._folder.root} is no longer attempt {self._attempt}'s, which ends")
 
     def _drain(self) -> None:
         """Send what the runs left for the tracker, unless somebody waits for the end."""
@@ -156,10 +160,14 @@ class Supervisor:
             if left_s > 0 and not drain(run, self._settings.tracking_uri, left_s):
                 log.warning("%s waits in its spool for the tracker", run.root.name)
 
-    def _leave(self, code: int, message: str | None, *, oom: bool = False) -> int:
-        """Write the result unless the folder is another's by now."""
-        self._check_fence()
-        result = judge(self._attempt, code, message, self._ending, oom=oom)
+    def _leave(self, code: int, message: str | None, child: Child | None = None) -> int:
+        """Write the result, unless the folder is another's by now, or gone."""
+        if owner(self._folder) != self._attempt:
+            raise self._fenced()
+        result = judge(
+            self._attempt, code, message, self._ending,
+            words=self._last_words(child), oom=child is not None and child.met_oom(),
+        )  # fmt: skip
         digest = (read_json(self._folder.run("run").summary) or {}).get("run_digest")
         write_json(
             self._folder.result,
@@ -167,37 +175,23 @@ class Supervisor:
         )
         return code if code >= 0 else 128 - code
 
-
-class Beat:
-    """Raises the heartbeat's counter each second for as long as the block lasts."""
-
-    def __init__(self, folder: JobFolder, attempt: int) -> None:
-        self._folder, self._attempt = folder, attempt
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="stoplab-beat", daemon=True)
-
-    def __enter__(self) -> Beat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        for count in itertools.count(1):
-            with suppress(OSError):
-                if owner(self._folder) > self._attempt:
-                    return  # another's heartbeat by now
-                write_json(self._folder.heartbeat, {"attempt": self._attempt, "count": count})
-            if self._over.wait(BEAT_S):
-                return
+    def _last_words(self, child: Child | None) -> str:
+        """What tells why a single run failed; what fails in a study is the study's to judge."""
+        if child is None or (self._folder.spec.exists() and kind_of(self._folder) in STUDIES):
+            return ""
+        return child.last_words()
 
 
 def judge(
-    attempt: int, code: int, message: str | None, ending: ReasonCode | None, *, oom: bool = False
+    attempt: int,
+    code: int,
+    message: str | None,
+    ending: ReasonCode | None,
+    *,
+    words: str = "",
+    oom: bool = False,
 ) -> Result:
-    """What an exit code means, given why we ended the process (if we did)."""
+    """What an exit code and last words mean, given why we ended the process (if we did)."""
     outcome: Literal["SUCCEEDED", "FAILED", "STOPPED"] = "FAILED"
     reason: ReasonCode | None = ending
     if code == Exit.OK:
@@ -208,11 +202,11 @@ def judge(
         reason = ReasonCode.BAD_INPUT
     elif ending is ReasonCode.USER_REQUEST:
         outcome, message = "STOPPED", "killed: the grace was over"
-    elif 0 < code < 128:
-        reason = ending or ReasonCode.RUN_ERROR
     else:
-        reason = ending or (ReasonCode.OOM if oom else ReasonCode.WORKER_ERROR)
-        message = f"killed by signal {-code if code < 0 else code - 128}; last line: {message}"
+        reason = ending or cause(code, words, oom=oom)
+        if not 0 < code < 128:
+            message = f"killed by signal {-code if code < 0 else code - 128}; last line: {message}"
+        message = explained(reason, message)
     return Result(
         attempt=attempt, exit_code=code, outcome=outcome, reason_code=reason, message=message,
         finished_at=datetime.now(UTC),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stoplab_platform.errors import Problem, SpecError, Stopped
+from stoplab_platform.errors import Fenced, Problem, SpecError, Stopped
 from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, RunFolder, read_json, read_lines
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec
@@ -195,6 +195,8 @@ def run_cell(
         summary = execute(run_of(spec, cell), run, identity, stop_file=folder.stop, **told)
     except Stopped as stop:
         ledger.update(cell_id, **_stopped(run, stop.intent))
+    except Fenced:
+        raise  # the ledger is a newer attempt's
     except Exception as error:  # the boundary between somebody's run and our study
         text = f"{type(error).__name__}: {error}"
         ledger.update(cell_id, state=CellState.FAILED, error=text)

@@ -40,6 +40,8 @@ from stoplab_sweeps.watch import Watch
 
 log = logging.getLogger("stoplab")
 
+STOPPED: dict[str | None, Status | None] = {Intent.PAUSED: None, Intent.FAILED: "FAILED"}
+"""What the tracker is told of a study that was asked to stop; of any other intent KILLED."""
 DRAIN_S = 20.0  # for all spools together; a supervisor goes on with what is left
 
 
@@ -120,8 +122,8 @@ def _end(
     if not left and not more:
         return ("FAILED", Exit.FAILED) if outcome.refused else ("FINISHED", Exit.OK)
     if folder.stop.exists():
-        paused = (read_json(folder.stop) or {}).get("intent") == Intent.PAUSED
-        return (None if paused else "KILLED"), Exit.STOPPED
+        intent = (read_json(folder.stop) or {}).get("intent")
+        return STOPPED.get(intent, "KILLED"), Exit.STOPPED
     waiting = sum(cell.state is CellState.PENDING for cell in left)
     reached = feed.reached(cells)
     if waiting or more:

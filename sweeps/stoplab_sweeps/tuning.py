@@ -21,8 +21,8 @@ from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from stoplab_platform.admission import Resources
 from stoplab_platform.ledger import Ledger
+from stoplab_platform.resources import Resources
 from stoplab_platform.specs import SweepSpec
 from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.specs.sweep import LimitsSpec

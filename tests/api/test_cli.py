@@ -238,6 +238,14 @@ class TestJobs:
         assert more["spec"]["limits"]["trials"] == 50
         assert stoplab("jobs", "extend", job, "--seeds", "some").exit_code == 2
 
+    def test_a_retry_under_other_limits(self, api: Api) -> None:
+        job = api.submitted()["id"]
+        assert document("jobs", "limits", job, "--gpu-hours", 3)["limits"] == {"gpu_hours": 3}
+        api.moved(job, State.FAILED)
+        again = document("jobs", "retry", job, "--wall-hours", 12, "--gpu-hours", "none")
+        assert again["retry_of"] == job
+        assert again["spec"]["limits"] == {"wall_hours": 12, "gpu_hours": None}
+
     def test_study(self, api: Api) -> None:
         job = api.submitted(COMPARE)["id"]
         cell = Cell(
@@ -269,7 +277,8 @@ class TestJobs:
         assert result.exit_code == 1, result.output
         job = json.loads(result.stdout)
         assert job["status"]["state"] == "FAILED"
-        assert job["status"]["reason_code"] == "BAD_INPUT"
+        assert job["status"]["reason_code"] == "DATA_MISSING"
+        assert "2 of 2 shards do not exist" in job["status"]["message"]
         assert "RUNNING" in result.stderr
 
 

@@ -285,6 +285,23 @@ class TestChange:
             none = http.patch(f"/v1/jobs/{single['id']}", json=body, headers=any_version)
             assert (none.status_code, none.json()["code"]) == (422, "invalid-spec")
 
+    def test_hours_of_a_run(self, api: Api) -> None:
+        job = api.submitted({**SPEC, "limits": {"wall_hours": 1}})
+        assert job["spec"]["limits"] == {"wall_hours": 1, "gpu_hours": None}
+        path, any_version = f"/v1/jobs/{job['id']}", {"If-Match": "*"}
+        with api.http() as http:
+            answer = http.patch(path, json={"limits": {"wall_hours": 2.5}}, headers=any_version)
+            assert (answer.status_code, answer.json()["limits"]) == (200, {"wall_hours": 2.5})
+            api.moved(job["id"], State.FAILED)
+            plain = http.post(f"{path}/retry").json()
+            assert plain["spec"]["limits"]["wall_hours"] == 2.5
+            more = http.post(f"{path}/retry", json={"limits": {"wall_hours": 12}}).json()
+            assert more["spec"]["limits"] == {"wall_hours": 12, "gpu_hours": None}
+            wrong = http.post(f"{path}/retry", json={"limits": {"wall_hours": 0}})
+            assert wrong.json()["errors"][0]["pointer"] == "/limits/wall_hours"
+            unknown = http.post(f"{path}/retry", json={"seed": 3})
+            assert unknown.json()["errors"][0] == {"pointer": "/seed", "message": "unknown field"}
+
     def test_a_spec_never_changes(self, api: Api) -> None:
         job = api.submitted()
         with api.http() as http:

@@ -46,7 +46,9 @@ class NoRunner:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with running_api(tmp_path_factory.mktemp("home"), capacity_cpus=4, capacity_gpus=1) as running:
+    with running_api(
+        tmp_path_factory.mktemp("home"), capacity_cpus=4, capacity_gpus=1, quotas={"*": {"gpus": 1}}
+    ) as running:
         yield running
 
 
@@ -83,6 +85,8 @@ class TestCluster:
         assert told["reserved"] == {"cpus": 2.0, "gpus": 0.0}
         assert told["jobs"] == {"QUEUED": 1, "RUNNING": 1}
         assert told["runner"] == {"kind": "LocalRunner", "alive": True}
+        assert told["project"]["held"] == {"cpus": 2.0, "gpus": 0.0, "jobs": 1}
+        assert told["project"]["quota"] == {"cpus": None, "gpus": 1.0, "jobs": None}
 
 
 class TestHealth:

@@ -10,13 +10,13 @@ import pytest
 from stoplab_platform.admission import (
     PASSING,
     Claim,
-    Resources,
     admit,
     check_fits,
     check_runs,
     demand,
 )
 from stoplab_platform.errors import SpecError
+from stoplab_platform.resources import Resources
 from stoplab_platform.specs import AnySpec, parse_spec
 from stoplab_platform.specs.sweep import LimitsSpec
 from support_store import compare_spec, run_spec

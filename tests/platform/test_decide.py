@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from stoplab_platform.decide import Action, AskStop, Kill, Move, Patience, Seen, Start, decide
+from stoplab_platform.decide import Action, AskStop, Kill, Move, Patience, Seen, Start, Wait, decide
 from stoplab_platform.handoff import Result
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import MOVES, ReasonCode, State
 from stoplab_platform.runner.base import Observed, RunnerState
+from stoplab_platform.usage import Exceeded
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(
@@ -24,8 +25,13 @@ JOB = Job(
 PATIENCE = Patience()
 
 
-def job(state: str, intent: str | None = None) -> Job:
-    return replace(JOB, state=State(state), intent=None if intent is None else Intent(intent))
+def job(state: str, intent: str | None = None, reason: str | None = None) -> Job:
+    code = None if reason is None else ReasonCode(reason)
+    if intent is None:
+        return replace(JOB, state=State(state), reason_code=code)
+    return replace(
+        JOB, state=State(state), intent=Intent(intent), reason_code=code or ReasonCode.USER_REQUEST
+    )
 
 
 def says(state: str, message: str | None = None) -> Observed:
@@ -63,7 +69,8 @@ class TestStarting:
             assert actions(job(state), runner=says(word)) == []
 
     def test_waits_for_a_cluster_that_is_away(self, state: str) -> None:
-        assert actions(job(state), runner=None, waited_s=9999) == []
+        (wait,) = actions(job(state), runner=None, waited_s=9999)
+        assert isinstance(wait, Wait)
 
     def test_runs_at_the_first_heartbeat(self, state: str) -> None:
         assert moves(job(state), beating=True) == [(State.RUNNING, None)]
@@ -75,9 +82,11 @@ class TestStarting:
         dead = says("FAILED", "no such image")
         assert actions(job(state), runner=dead, waited_s=11, told_s=9) == []
         (move,) = actions(job(state), runner=dead, told_s=11)
-        assert move == Move(
-            State.RECOVERING, ReasonCode.START_FAILED, "no such image", next_attempt=True
-        )
+        assert isinstance(move, Move)
+        assert (move.to, move.reason_code) == (State.RECOVERING, ReasonCode.START_FAILED)
+        assert move.next_attempt
+        assert "no such image" in str(move.message)
+        assert str(move.message).endswith("attempt 2 starts in 5 s")
 
     def test_hangs_in_the_cluster(self, state: str) -> None:
         assert actions(job(state), runner=says("PENDING"), told_s=119) == []
@@ -88,11 +97,30 @@ class TestStarting:
 
 
 class TestBackOff:
-    def test_grows_with_the_failures(self) -> None:
-        for failures, pause_s in ((1, 1), (2, 2), (3, 4), (20, 30)):
-            seen = {"runner": says("ABSENT"), "recoveries": {ReasonCode.OOM: failures}}
-            assert actions(job("RECOVERING"), waited_s=pause_s - 0.1, **seen) == []
-            assert actions(job("RECOVERING"), waited_s=pause_s + 0.1, **seen) == [Start()]
+    @pytest.mark.parametrize(
+        ("reason", "failures", "pause_s"),
+        [
+            ("WORKER_ERROR", 1, 1),
+            ("WORKER_ERROR", 2, 2),
+            ("WORKER_ERROR", 3, 4),
+            ("WORKER_ERROR", 20, 30),
+            ("DISK_FULL", 1, 60),
+            ("PREEMPTED", 2, 10),
+            ("PREEMPTED", 999, 300),
+        ],
+    )
+    def test_grows_with_failures_of_a_kind(
+        self, reason: str, failures: int, pause_s: float
+    ) -> None:
+        recovering = job("RECOVERING", reason=reason)
+        counts = {ReasonCode(reason): failures, ReasonCode.HEARTBEAT_LOST: 7}
+        seen = {"runner": says("ABSENT"), "recoveries": counts}
+        assert actions(recovering, waited_s=pause_s - 0.1, **seen) == []
+        assert actions(recovering, waited_s=pause_s + 0.1, **seen) == [Start()]
+
+    def test_a_job_that_comes_back_from_a_pause_starts_at_once(self) -> None:
+        seen = {"runner": says("ABSENT"), "recoveries": {ReasonCode.OOM: 3}}
+        assert actions(job("STARTING"), **seen) == [Start()]
 
 
 class TestRunning:
@@ -126,6 +154,42 @@ class TestRunning:
         found = moves(self.RUNNING, beating=True, quiet_s=61, runner=word)
         assert found == [(State.RECOVERING, ReasonCode.HEARTBEAT_LOST)]
 
+    @pytest.mark.parametrize(
+        ("word", "reason"),
+        [
+            ("the actor's node was preempted: spot", "PREEMPTED"),
+            ("The actor died because its node has died. Node Id: 1", "NODE_LOST"),
+            ("2 worker(s) were killed due to the node running low on memory.", "OOM"),
+        ],
+    )
+    def test_the_runners_word_tells_why(self, word: str, reason: str) -> None:
+        found = moves(self.RUNNING, beating=True, quiet_s=11, runner=says("FAILED", word))
+        assert found == [(State.RECOVERING, ReasonCode(reason))]
+
+
+class TestLimits:
+    GONE = Exceeded(ReasonCode.TIME_LIMIT, "limits.wall_hours is 1")
+
+    def test_asks_it_to_stop(self) -> None:
+        move, ask = actions(job("RUNNING"), beating=True, exceeded=self.GONE)
+        assert move == Move(
+            State.STOPPING, ReasonCode.TIME_LIMIT, "limits.wall_hours is 1", intent=Intent.FAILED
+        )
+        assert ask == AskStop()
+
+    def test_fails_with_the_reason(self) -> None:
+        stopping = job("STOPPING", "FAILED", "TIME_LIMIT")
+        for how in (result("STOPPED", "USER_REQUEST"), result("FAILED", "WORKER_ERROR")):
+            (move,) = actions(stopping, result=how)
+            assert move == Move(State.FAILED, ReasonCode.TIME_LIMIT, "asked")
+        assert moves(stopping, result=result("SUCCEEDED")) == [(State.SUCCEEDED, None)]
+
+    def test_has_the_grace_of_a_pause(self) -> None:
+        seen: dict[str, Any] = {"beating": True, "runner": says("RUNNING"), "stop_asked": True}
+        stopping = job("STOPPING", "FAILED", "BUDGET")
+        assert actions(stopping, waited_s=62, **seen) == []
+        assert isinstance(actions(stopping, waited_s=64, **seen)[0], Kill)
+
 
 class TestResults:
     def test_success_carries_the_digest(self) -> None:
@@ -136,15 +200,19 @@ class TestResults:
         found = moves(job("RUNNING"), result=result("SUCCEEDED"), runner=says("FAILED"), quiet_s=99)
         assert found == [(State.SUCCEEDED, None)]
 
-    @pytest.mark.parametrize("reason", ["BAD_INPUT", "RUN_ERROR"])
+    @pytest.mark.parametrize("reason", ["BAD_INPUT", "RUN_ERROR", "DIVERGED", "DATA_MISSING"])
     def test_what_would_repeat_itself_fails_at_once(self, reason: str) -> None:
         (move,) = actions(job("RUNNING"), result=result("FAILED", reason, "why"))
         assert move == Move(State.FAILED, ReasonCode(reason), "why")
 
-    @pytest.mark.parametrize("reason", ["WORKER_ERROR", "OOM", "PREEMPTED", "NODE_LOST"])
-    def test_kills_recover(self, reason: str) -> None:
+    @pytest.mark.parametrize(
+        ("reason", "wait_s"),
+        [("WORKER_ERROR", 1), ("OOM", 10), ("PREEMPTED", 5), ("GPU_OOM", 30), ("DISK_FULL", 60)],
+    )
+    def test_kills_recover(self, reason: str, wait_s: float) -> None:
         (move,) = actions(job("RUNNING"), result=result("FAILED", reason, "why"))
-        assert move == Move(State.RECOVERING, ReasonCode(reason), "why", next_attempt=True)
+        message = f"why; attempt 2 starts in {wait_s} s"
+        assert move == Move(State.RECOVERING, ReasonCode(reason), message, next_attempt=True)
 
     def test_a_stop_that_nobody_asked_for(self) -> None:
         found = moves(job("RUNNING"), result=result("STOPPED", "USER_REQUEST"))
@@ -154,22 +222,33 @@ class TestResults:
 class TestBudget:
     def test_runs_out(self) -> None:
         seen = {"result": result("FAILED", "OOM", "big"), "max_failures": 2}
-        used = {ReasonCode.OOM: 1, ReasonCode.WORKER_ERROR: 1}
+        used = {ReasonCode.OOM: 2, ReasonCode.WORKER_ERROR: 1}
         (move,) = actions(job("RUNNING"), recoveries=used, **seen)
         assert isinstance(move, Move)
         assert (move.to, move.reason_code) == (State.FAILED, ReasonCode.RETRIES_EXHAUSTED)
         assert "OOM" in str(move.message)
         assert "big" in str(move.message)
 
-    def test_each_class_has_its_own(self) -> None:
-        used = {ReasonCode.NODE_LOST: 2, ReasonCode.PREEMPTED: 2}
+    def test_each_kind_has_its_own(self) -> None:
+        used = {ReasonCode.NODE_LOST: 2, ReasonCode.WORKER_ERROR: 2}
         found = moves(
             job("RUNNING"), result=result("FAILED", "OOM"), recoveries=used, max_failures=2
         )
         assert found == [(State.RECOVERING, ReasonCode.OOM)]
 
-    def test_none_at_all(self) -> None:
-        found = moves(job("RUNNING"), result=result("FAILED", "OOM"), max_failures=0)
+    @pytest.mark.parametrize("reason", ["OOM", "PREEMPTED", "GPU_OOM"])
+    def test_none_at_all(self, reason: str) -> None:
+        found = moves(job("RUNNING"), result=result("FAILED", reason), max_failures=0)
+        assert found == [(State.FAILED, ReasonCode.RETRIES_EXHAUSTED)]
+
+    def test_preemptions_are_the_clusters_will(self) -> None:
+        used = {ReasonCode.PREEMPTED: 99}
+        found = moves(job("RUNNING"), result=result("FAILED", "PREEMPTED"), recoveries=used)
+        assert found == [(State.RECOVERING, ReasonCode.PREEMPTED)]
+
+    def test_a_full_gpu_is_tried_once_more(self) -> None:
+        used = {ReasonCode.GPU_OOM: 1}
+        found = moves(job("RUNNING"), result=result("FAILED", "GPU_OOM"), recoveries=used)
         assert found == [(State.FAILED, ReasonCode.RETRIES_EXHAUSTED)]
 
 

@@ -14,8 +14,7 @@ import pytest
 
 from stoplab_platform import settle
 from stoplab_platform.errors import RunnerUnavailable, StoreUnavailable, TrackerUnavailable
-from stoplab_platform.handoff import GRACE_S
-from stoplab_platform.jobs.models import Intent, Job
+from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import ACTIVE, ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
@@ -187,7 +186,8 @@ class TestApiDies:
         settings = lab_settings(home, capacity_cpus=4)
         with open_store(settings.database) as store:
             (job,) = queued_jobs(store, home)
-            env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+            paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+            env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
             api = subprocess.Popen([sys.executable, "-c", API, str(home)], env=env)
             try:
                 wait_for(lambda: store.get(job.id).state is State.RUNNING, "RUNNING")
@@ -215,8 +215,7 @@ class TestStopping:
         wait_for(lambda: told, "the tracker to know")
         assert told == [(job.id, "KILLED")]
 
-    def test_cancel_of_the_deaf(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(GRACE_S, Intent.CANCELLED, 1.0)
+    def test_cancel_of_the_deaf(self, home: Path) -> None:
         deaf = (
             "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
             "print('attempt 1 from 0 pid', os.getpid(), flush=True); time.sleep(600)"

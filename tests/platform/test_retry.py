@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform import settle
-from stoplab_platform.attempts import adopt_cells
+from stoplab_platform.adoption import adopt_cells
 from stoplab_platform.fence import owner
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, CellState, Ledger

@@ -271,7 +271,7 @@ class TestRetryAndEdit:
 
 class TestView:
     def test_a_queued_job_whole(self, store: JobStore, settings: Settings, job: Job) -> None:
-        jobs = Jobs(store, settings, lambda: {job.id: QueueInfo(3, "busy")})
+        jobs = Jobs(store, settings, lambda _ids: {job.id: QueueInfo(3, "busy")})
         view = json.loads(json.dumps(jobs.view(job)))
         created = view["created_at"]
         assert created.endswith("Z")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stoplab_platform.attempts import adopt_cells
+from stoplab_platform.adoption import adopt_cells
 from stoplab_platform.errors import SpecError, Stopped
 from stoplab_platform.exits import Exit
 from stoplab_platform.extend import extended

@@ -30,9 +30,11 @@ def test_a_spec_with_mistakes_is_refused_with_all_of_them(
     assert not (home / "jobs").exists()
 
 
-def test_missing_shards_are_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_shards_have_a_code_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = written(tmp_path / "s.yaml", {**TINY, "evals": []})
-    assert main([spec, "--set", "data.train=/nowhere/a-{000..001}.tar"]) == Exit.BAD_INPUT
+    assert main([spec, "--set", "data.train=/nowhere/a-{000..001}.tar"]) == Exit.NO_DATA
     assert "/nowhere/a-000.tar" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stoplab_platform.errors import Stopped
+from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.paths import RunFolder, read_json, write_json
 from stoplab_platform.tracking import Tracker
 from stoplab_trainers import checkpoint
@@ -26,6 +26,7 @@ OnScores = Callable[[int, Mapping[str, float]], None]
 """Hears of each scheduled evaluation: epochs that have ended, validation scores."""
 QUIET_S = 5.0  # seconds between two lines of a run's log
 PROGRESS_S = 0.5  # seconds between two writes of progress.json
+FENCE_S = 1.0  # seconds between two looks at who owns the job's folder
 
 
 class Reporting:
@@ -149,22 +150,38 @@ class Saving:
 
 
 class Stopping:
-    """Obeys stop files: rank 0 reads them, all ranks hear of it, rank 0 saves, all end."""
+    """Obeys stop files: rank 0 reads them, all ranks hear of it, rank 0 saves, all end.
 
-    def __init__(self, files: Sequence[Path], saving: Saving | None) -> None:
-        self._files, self._saving = files, saving
+    ``fenced`` tells whether the folder is a newer attempt's: then all end, and nothing is saved.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        saving: Saving | None,
+        fenced: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._files, self._saving, self._fenced = files, saving, fenced
+        self._lost, self._look_at = False, 0.0
 
     def __call__(self, run: Run, report: StepReport) -> None:
         """Raise `Stopped` on every rank, once a file is there; the first one's intent counts."""
         if not self._agreed(run, report):
             return
+        if self._lost:
+            raise Fenced(f"a newer attempt owns the job's folder; this one ends at {run.step}")
         if self._saving:
             self._saving.save(run)
         wishes = [wish for wish in map(read_json, self._files) if wish is not None]
         raise Stopped(str(wishes[0]["intent"]) if wishes else "CANCELLED", run.step)
 
+    def _seen(self) -> bool:
+        if time.monotonic() >= self._look_at:
+            self._lost, self._look_at = self._fenced(), time.monotonic() + FENCE_S
+        return self._lost or any(file.exists() for file in self._files)
+
     def _agreed(self, run: Run, report: StepReport) -> bool:
-        seen = run.world.rank == 0 and any(file.exists() for file in self._files)
+        seen = run.world.rank == 0 and self._seen()
         if run.world.size == 1:
             return seen
         # On a GPU, asking waits for the device: then only where the step was measured anyway.

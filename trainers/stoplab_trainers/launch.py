@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import torch
 
-from stoplab_platform.errors import StoplabError, Stopped
+from stoplab_platform.errors import Fenced, StoplabError, Stopped
 from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
@@ -91,7 +91,7 @@ def rank_log(folder: RunFolder, rank: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, Stopped):
+        if not isinstance(error, Stopped | Fenced):
             log.exception("rank %d failed", rank)
         raise
     finally:
@@ -219,6 +219,8 @@ def _worker(config: dict[str, Any]) -> None:
         except Stopped as stop:
             if rank == 0:
                 write_json(_end_note(folder), {"stopped": stop.intent, "step": stop.step})
+        except Fenced as error:
+            log.warning("%s", error)  # and no note: the folder is another's
         except HOPELESS as error:
             write_json(_end_note(folder), {"failed": f"{type(error).__name__}: {error}"})
             raise

@@ -15,7 +15,14 @@ import sys
 from pathlib import Path
 
 from stoplab_platform.console import log_to_stdout
-from stoplab_platform.errors import DataError, SettingsError, SpecError, Stopped
+from stoplab_platform.errors import (
+    DataError,
+    DataMissing,
+    Fenced,
+    SettingsError,
+    SpecError,
+    Stopped,
+)
 from stoplab_platform.exits import Exit
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.paths import JobFolder
@@ -46,10 +53,13 @@ def main(arguments: list[str] | None = None) -> Exit:
         summary = _run(spec, job_id, folder, settings.attempt or 1)
     except (SpecError, DataError, SettingsError) as error:
         log.error("%s", error)
-        return Exit.BAD_INPUT
+        return Exit.NO_DATA if isinstance(error, DataMissing) else Exit.BAD_INPUT
     except Stopped as stop:
         log.info("%s", stop)
         return Exit.STOPPED
+    except Fenced as error:
+        log.warning("%s", error)
+        return Exit.FENCED
     except Exception:
         log.exception("failed")
         return Exit.FAILED

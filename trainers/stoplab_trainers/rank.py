@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 
-from stoplab_platform.errors import CheckpointError, Stopped
+from stoplab_platform.errors import CheckpointError, Fenced, Stopped
+from stoplab_platform.fence import is_fenced
 from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import RunFolder, read_json, write_atomic, write_json
 from stoplab_platform.settings import Settings
@@ -96,7 +98,8 @@ def run_rank(
 ) -> Summary | None:
     """Train one rank's part; rank 0 returns the summary, the others None.
 
-    Raises `errors.Stopped` on every rank when the stop file or `RunFolder.prune` asks for it.
+    Raises `errors.Stopped` on every rank when the stop file or `RunFolder.prune` asks for it;
+    `errors.Fenced` on rank 0 when a newer attempt owns the job's folder.
     """
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
@@ -119,7 +122,7 @@ def run_rank(
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
         last, telling = Last(), ProgressFile(folder, on_progress)
-        stopping = Stopping(stop_files, saving)
+        stopping = Stopping(stop_files, saving, _fence(settings))
         train(run, [last, Reporting(tracker), telling, *judging, saving, stopping])
         found = _judged(run, scores, folder, tracker)
         weights = checkpoint.weights_sha256(_weights(run))
@@ -137,6 +140,16 @@ def run_rank(
     )
     write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
     return summary
+
+
+def _fence(settings: Settings) -> Callable[[], bool]:
+    """Whether a newer attempt of the job has begun; never, where no supervisor started this one.
+
+    The supervisor looks as well, but these processes may outlive it on another machine.
+    """
+    if settings.job_id is None or settings.attempt is None:
+        return lambda: False
+    return partial(is_fenced, settings.folders.job(settings.job_id), settings.attempt)
 
 
 def _judged(
@@ -172,8 +185,10 @@ def _tracked(folder: RunFolder, uri: str) -> Iterator[SpoolTracker]:
         if stop.intent == PRUNED:
             tracker.tags({"stoplab.pruned": str(stop.step)})
         if stop.intent != "PAUSED":
-            tracker.finish("KILLED")
+            tracker.finish("FAILED" if stop.intent == "FAILED" else "KILLED")
         raise
+    except Fenced:
+        raise  # what is said of the run is the newer attempt's to say
     except Exception:
         tracker.finish("FAILED")
         raise

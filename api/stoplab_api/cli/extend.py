@@ -1,4 +1,4 @@
-"""`stoplab jobs extend` and `limits`: more of a study, or other limits for it."""
+"""`stoplab jobs extend`, `retry`, `limits`: more of a study, or a job under other limits."""
 
 from __future__ import annotations
 
@@ -46,6 +46,20 @@ def extend(
 
 
 @reported
+def retry(
+    job_id: JobId,
+    gpu_hours: Limit = None,
+    wall_hours: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a finished job's spec again, as a new job that takes over what that one has."""
+    changes = _limits({"gpu_hours": gpu_hours, "wall_hours": wall_hours})
+    with connect() as client:
+        job = client.retry(job_id, limits=changes or None)
+    _told(job, as_json, f"{job.id} {job.status.state}")
+
+
+@reported
 def limits(
     job_id: JobId,
     max_concurrent: Limit = None,
@@ -54,19 +68,24 @@ def limits(
     wall_hours: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the limits of a sweep or comparison, also while it runs."""
-    asked = {
-        "max_concurrent": max_concurrent,
-        "trials": trials,
-        "gpu_hours": gpu_hours,
-        "wall_hours": wall_hours,
-    }
-    changes = {name: _limit(name, text) for name, text in asked.items() if text is not None}
+    """Change the limits of a job, also while it runs."""
+    changes = _limits(
+        {
+            "max_concurrent": max_concurrent,
+            "trials": trials,
+            "gpu_hours": gpu_hours,
+            "wall_hours": wall_hours,
+        }
+    )
     if not changes:
         raise bad_input("nothing to change: give --max-concurrent, --trials, ... ")
     with connect() as client:
         job = client.change(client.get(job_id), limits=changes)
     _told(job, as_json, f"{job.id} limits: {job.limits}")
+
+
+def _limits(asked: dict[str, str | None]) -> dict[str, Any]:
+    return {name: _limit(name, text) for name, text in asked.items() if text is not None}
 
 
 def _numbers(text: str | None) -> list[int] | None:

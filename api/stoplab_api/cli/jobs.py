@@ -10,7 +10,7 @@ import typer
 
 from stoplab_api.bodies import JobBody
 from stoplab_api.cli import artifacts, metrics, report, trials
-from stoplab_api.cli.extend import extend, limits
+from stoplab_api.cli.extend import extend, limits, retry
 from stoplab_api.cli.show import (
     AsJson,
     JobId,
@@ -32,6 +32,7 @@ app.command()(metrics.metrics)
 app.command()(artifacts.artifacts)
 app.command("extend")(extend)
 app.command("limits")(limits)
+app.command("retry")(retry)
 
 
 @app.command("list")
@@ -156,13 +157,6 @@ def pause(job_id: JobId, as_json: AsJson = False) -> None:
 def resume(job_id: JobId, as_json: AsJson = False) -> None:
     """Put a paused job back into the queue."""
     _act(Client.resume, job_id, as_json)
-
-
-@app.command()
-@reported
-def retry(job_id: JobId, as_json: AsJson = False) -> None:
-    """Submit a finished job's spec again, as a new job."""
-    _act(Client.retry, job_id, as_json)
 
 
 @app.command()

@@ -88,6 +88,8 @@ def _run(
     spec = load_here(file, changes)
     if spec.kind != kind:
         raise SpecError.of("kind", f"this is a spec for `stoplab {COMMANDS[spec.kind]}`")
+    if spec.kind in ("pretrain", "evaluate") and spec.limits.plain(defaults=False):
+        say("its limits hold for submitted jobs; here it runs until it is done, or you stop it")
     settings = Settings()
     job_id = resume or new_job_id()
     folder = settings.folders.job(job_id)
@@ -100,7 +102,7 @@ def _run(
         say(f"stopped; go on with `stoplab {COMMANDS[kind]} {file} --resume {job_id}`")
     if as_json:
         print_json({"job_id": job_id, "folder": str(folder.root), **_result(kind, folder)})
-    raise typer.Exit(code)
+    raise typer.Exit(Exit.BAD_INPUT if code == Exit.NO_DATA else code)
 
 
 def _claim(spec: AnySpec, folder: JobFolder, resume: str | None) -> None:

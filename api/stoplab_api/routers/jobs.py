@@ -15,13 +15,15 @@ from stoplab_api.bodies import (
     ExtendBody,
     JobBody,
     JobListBody,
+    LimitsChange,
     PatchBody,
+    RetryBody,
     SubmitBody,
 )
 from stoplab_api.context import Lab, LabDep
 from stoplab_api.deps import body_of, request_body
 from stoplab_api.etags import etag, require_match, unchanged
-from stoplab_api.examples import DRY_RUN, EXTEND, JOB, JOBS, PATCH, SUBMITS
+from stoplab_api.examples import DRY_RUN, EXTEND, JOB, JOBS, PATCH, RETRY, SUBMITS
 from stoplab_api.places import absolute_paths
 from stoplab_api.problems import ApiProblem, documented, field_errors
 from stoplab_api.rendering import Json
@@ -78,7 +80,7 @@ def submit_job(
     """Accept a job. Relative local paths in its spec count from the server's working folder."""
     spec = spec_of(body.spec)
     if dry_run:
-        return Json(_dry_run(lab, spec, body))
+        return Json(_dry_run(lab, caller.project, spec, body))
     taken = lab.jobs.submit(
         caller, spec, labels=body.labels, priority=body.priority, key=idempotency_key
     )
@@ -164,12 +166,12 @@ def change_job(
     body: Annotated[PatchBody, Depends(body_of(PatchBody))],
     if_match: IfMatch = None,
 ) -> Response:
-    """Change labels (null takes one away, others stay), priority, or the limits of a study."""
+    """Change labels (null takes one away, others stay), priority, or limits."""
     job = lab.jobs.get(caller, job_id)
     require_match(if_match, job.version)
     labels = None if body.labels is None else {**job.labels, **body.labels}
     kept = None if labels is None else {k: v for k, v in labels.items() if v is not None}
-    limits = None if body.limits is None else body.limits.model_dump(exclude_unset=True)
+    limits = _limits(body.limits)
     try:
         changed = lab.jobs.edit(
             caller, job_id, job.version, labels=kept, priority=body.priority, limits=limits
@@ -218,13 +220,24 @@ def resume_job(caller: Submitter, lab: LabDep, job_id: str) -> Response:
 
 
 @router.post(
-    "/{job_id}/retry", status_code=202, response_model=JobBody, responses={202: TAKEN, **CHANGES}
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=JobBody,
+    responses={202: TAKEN, **CHANGES, **documented(Code.INVALID_SPEC)},
+    openapi_extra=request_body(RetryBody, RETRY, required=False),
 )
 def retry_job(
-    caller: Submitter, lab: LabDep, job_id: str, idempotency_key: IdempotencyKey = None
+    caller: Submitter,
+    lab: LabDep,
+    job_id: str,
+    body: Annotated[RetryBody, Depends(body_of(RetryBody, may_lack=True))],
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """A new job with a finished one's spec; runs that succeeded are adopted, not run again."""
-    taken = lab.jobs.retry(caller, job_id, key=idempotency_key)
+    """A new job with a finished one's spec. Runs that succeeded are adopted, not run again.
+
+    An unfinished run goes on from its last checkpoint, unless it diverged.
+    """
+    taken = lab.jobs.retry(caller, job_id, limits=_limits(body.limits), key=idempotency_key)
     return _accepted(lab, taken.job, replayed=taken.replayed)
 
 
@@ -254,6 +267,10 @@ def extend_job(
     return _accepted(lab, taken.job, replayed=taken.replayed)
 
 
+def _limits(change: LimitsChange | None) -> dict[str, Any] | None:
+    return None if change is None else change.model_dump(exclude_unset=True)
+
+
 def spec_of(data: Any) -> AnySpec:
     """The spec of a body, relative paths below the working folder; SpecError if it is none."""
     if isinstance(data, dict):
@@ -261,9 +278,9 @@ def spec_of(data: Any) -> AnySpec:
     return parse_spec(data)
 
 
-def _dry_run(lab: Lab, spec: AnySpec, body: SubmitBody) -> dict[str, Any]:
-    lab.jobs.check(spec)
-    needs = demand(spec, capacity(lab.settings))
+def _dry_run(lab: Lab, project: str, spec: AnySpec, body: SubmitBody) -> dict[str, Any]:
+    lab.jobs.check(spec, project)
+    needs = demand(spec, capacity(lab.settings), lab.settings.quota(project))
     return {
         "dry_run": True,
         "kind": spec.kind,

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from typing import Any, Literal
 
 from fastapi import APIRouter
 
 from stoplab_api.answers import ClusterBody, Code, MeBody
 from stoplab_api.auth import Caller
-from stoplab_api.context import LabDep
+from stoplab_api.context import Lab, LabDep
 from stoplab_api.examples import CLUSTER, ME
 from stoplab_api.problems import KINDS as PROBLEM_KINDS
 from stoplab_api.problems import documented
-from stoplab_platform.admission import Resources, capacity, demand
+from stoplab_platform.admission import capacity, demand
 from stoplab_platform.errors import SpecError
 from stoplab_platform.extend import limited
+from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import ACTIVE
+from stoplab_platform.resources import Resources
 from stoplab_platform.specs import KINDS, parse_spec
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -51,21 +52,26 @@ def show_schema(kind: Literal["pretrain", "sweep", "compare", "evaluate"]) -> di
         **documented(Code.CLUSTER_UNAVAILABLE),
     },
 )
-def show_cluster(lab: LabDep) -> Any:
-    """What jobs may use, what they have reserved, and whether the cluster answers."""
+def show_cluster(caller: Caller, lab: LabDep) -> Any:
+    """What jobs may use, what they and your project have reserved, whether the cluster answers."""
     declared = capacity(lab.settings)
     jobs = lab.store.unfinished()
-    reserved = Resources()
-    for job in jobs:
-        # A spec of an older release may no longer be one; it then reserves nothing we know of.
-        with suppress(SpecError):
-            if job.state in ACTIVE:
-                reserved = reserved + demand(limited(parse_spec(job.spec), job.limits), declared)
+    reserved, held, holding = Resources(), Resources(), 0
+    for job in (job for job in jobs if job.state in ACTIVE):
+        needs = _reserved(lab, job)
+        reserved += needs
+        if job.project == caller.project:
+            held, holding = held + needs, holding + 1
     return {
         "capacity": {"cpus": declared.cpus, "gpus": declared.gpus},
         "reserved": {"cpus": reserved.cpus, "gpus": reserved.gpus},
         "jobs": dict(sorted(Counter(job.state for job in jobs).items())),
         "runner": {"kind": type(lab.runner).__name__, "alive": lab.runner.alive()},
+        "project": {
+            "name": caller.project,
+            "held": {"cpus": held.cpus, "gpus": held.gpus, "jobs": holding},
+            "quota": lab.settings.quota(caller.project).model_dump(),
+        },
     }
 
 
@@ -73,3 +79,12 @@ def show_cluster(lab: LabDep) -> Any:
 def show_problem(code: Code) -> dict[str, Any]:
     """What a problem's `type` stands for."""
     return {"code": code, **PROBLEM_KINDS[code].model_dump()}
+
+
+def _reserved(lab: Lab, job: Job) -> Resources:
+    try:
+        spec = limited(parse_spec(job.spec), job.limits)
+    except SpecError:
+        # A spec of an older release may no longer be one; it then reserves nothing we know of.
+        return Resources()
+    return demand(spec, capacity(lab.settings), lab.settings.quota(job.project))

@@ -16,6 +16,7 @@ class Intent(StrEnum):
 
     CANCELLED = "CANCELLED"
     PAUSED = "PAUSED"
+    FAILED = "FAILED"  # a limit is reached
 
 
 class Role(StrEnum):
@@ -60,7 +61,7 @@ class Job:
     retry_of: str | None
     extends: str | None
     limits: Mapping[str, Any]
-    """What was changed of a study's limits since it was submitted; its spec stays."""
+    """What was changed of its limits since it was submitted; its spec stays."""
     version: int
     attempt: int
     state: State

@@ -4,7 +4,7 @@
 2. STARTING: admitted; its first attempt is handed to the runner, no heartbeat yet.
 3. RUNNING: the attempt's heartbeat was seen.
 4. RECOVERING: an attempt ended unexpectedly; the next one is started, no heartbeat yet.
-5. STOPPING: asked to stop (intent CANCELLED or PAUSED), not gone yet.
+5. STOPPING: asked to stop (intent CANCELLED, PAUSED or FAILED), not gone yet.
 6. PAUSED: gone, checkpoints kept; resume puts it back into the queue.
 7. SUCCEEDED, FAILED, CANCELLED: the end.
 """
@@ -34,13 +34,19 @@ class ReasonCode(StrEnum):
     USER_REQUEST = "USER_REQUEST"  # somebody cancelled, paused or resumed it
     BAD_INPUT = "BAD_INPUT"  # the spec or the data were refused by the run itself
     RUN_ERROR = "RUN_ERROR"  # the run raised an error; trying again would raise it again
+    DATA_MISSING = "DATA_MISSING"  # data that the spec names are not there
+    DIVERGED = "DIVERGED"  # the loss is no number any more
     WORKER_ERROR = "WORKER_ERROR"  # a process of the attempt was killed
-    OOM = "OOM"  # the kernel killed it for memory
+    OOM = "OOM"  # the kernel or Ray killed it for memory
+    GPU_OOM = "GPU_OOM"  # the GPU had no memory left
+    DISK_FULL = "DISK_FULL"  # nothing could be written any more
     PREEMPTED = "PREEMPTED"  # the cluster asked it to leave
     NODE_LOST = "NODE_LOST"  # the cluster no longer knows the attempt
     HEARTBEAT_LOST = "HEARTBEAT_LOST"  # no sign of life though the cluster says it runs
     START_FAILED = "START_FAILED"  # the attempt never showed a heartbeat
-    RETRIES_EXHAUSTED = "RETRIES_EXHAUSTED"  # compute.max_failures is used up
+    RETRIES_EXHAUSTED = "RETRIES_EXHAUSTED"  # the budget of a kind of failures is used up
+    TIME_LIMIT = "TIME_LIMIT"  # limits.wall_hours is used up
+    BUDGET = "BUDGET"  # limits.gpu_hours is used up
 
 
 ACTIVE = frozenset({State.STARTING, State.RUNNING, State.RECOVERING, State.STOPPING})
@@ -57,7 +63,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.RUNNING: frozenset({State.RECOVERING, State.STOPPING}) | _ENDS,
     # Once more RECOVERING: the attempt that should have helped did not start either.
     State.RECOVERING: frozenset({State.RUNNING, State.RECOVERING, State.STOPPING}) | _ENDS,
-    # Once more STOPPING: a pause became a cancel.
+    # Once more STOPPING: a pause, or a stop at a limit, became a cancel.
     State.STOPPING: frozenset({State.CANCELLED, State.PAUSED, State.STOPPING}) | _ENDS,
     State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
     State.SUCCEEDED: frozenset(),

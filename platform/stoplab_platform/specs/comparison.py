@@ -11,7 +11,7 @@ from pydantic import Field
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec, canonical_digest
 from stoplab_platform.specs.overrides import applied
-from stoplab_platform.specs.run import Name, RunSpec
+from stoplab_platform.specs.run import Name, RunSpec, limit_problems
 from stoplab_platform.specs.sweep import LimitsSpec
 
 MOST_BLOCKS = 500  # of a plan of looks
@@ -97,6 +97,7 @@ class ComparisonSpec(Spec):
         if not all(0 <= seed < 2**31 for seed in self.seeds):
             yield Problem(("seeds",), f"{list(self.seeds)}: seeds lie in 0 to 2^31 - 1")
         for name, changes in self.arms.items():
+            yield from limit_problems(self.base, ("arms", name), changes)
             if "seed" in changes:
                 yield Problem(("arms", name, "seed"), "arms share the block's seed; leave it out")
             try:

@@ -11,6 +11,7 @@ from stoplab_platform.errors import Problem
 from stoplab_platform.specs.base import Spec
 from stoplab_platform.specs.data import EvalDataSpec
 from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol
+from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.run import ComputeSpec, Name, TrackingSpec
 
 
@@ -57,6 +58,8 @@ class EvaluationSpec(Spec):
     """Workers, threads, precision."""
     tracking: TrackingSpec = TrackingSpec()
     """Where the evaluation appears."""
+    limits: JobLimits = JobLimits()
+    """Where the job ends unfinished."""
 
     def checks(self) -> Iterator[Problem]:
         """Something to run."""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from stoplab_platform.errors import Problem
 from stoplab_platform.masks import infeasible
-from stoplab_platform.specs.base import Spec, canonical_digest
+from stoplab_platform.specs.base import Path, Spec, canonical_digest
 from stoplab_platform.specs.data import DataSpec
 from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol
+from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
 from stoplab_platform.specs.model import ModelSpec
 from stoplab_platform.specs.optim import OptimSpec
 from stoplab_platform.specs.positions import PositionsSpec, StochasticPositions
 
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[\w.@-][\w.@ -]*$")]
-WEIGHTLESS = ("kind", "spec_version", "name", "tracking", "checkpoint", "evals", "compute")
+WEIGHTLESS = (
+    "kind", "spec_version", "name", "tracking", "checkpoint", "evals", "compute", "limits",
+)  # fmt: skip
 
 
 def _kind_defaults_to(kind: str) -> BeforeValidator:
@@ -48,7 +51,7 @@ class ComputeSpec(Spec):
     strategy: Literal["ddp"] = "ddp"
     """How workers share the model. Default ddp."""
     max_failures: int = Field(default=3, ge=0)
-    """Restarts after worker or node loss. Default 3."""
+    """Restarts after failures of one kind, as lost workers or nodes; 0: none at all. Default 3."""
 
     @property
     def resolved_threads(self) -> int:
@@ -113,6 +116,8 @@ class RunSpec(Spec):
     """When to save."""
     tracking: TrackingSpec = TrackingSpec()
     """Where the run appears."""
+    limits: JobLimits = JobLimits()
+    """Where the job ends unfinished; its last checkpoint is kept. In a study: the study's own."""
 
     @property
     def grid(self) -> int:
@@ -167,3 +172,13 @@ class RunSpec(Spec):
         decisive.get("data", {}).pop("eval", None)
         decisive.get("data", {}).pop("loader_threads", None)
         return canonical_digest({"spec": decisive, "facts": dict(facts)})
+
+
+def limit_problems(base: RunSpec, at: Path, changed: Iterable[str]) -> Iterator[Problem]:
+    """Of a study's base, and of fields that it changes at ``at``: limits are the study's own."""
+    text = "the runs of a study have no limits of their own; set the study's `limits`"
+    if base.limits != JobLimits():
+        yield Problem(("base", "limits"), text)
+    for path in changed:
+        if path.partition(".")[0] == "limits":
+            yield Problem((*at, path), text)

@@ -10,8 +10,9 @@ from pydantic import Field, field_validator
 
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec
+from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.overrides import applied
-from stoplab_platform.specs.run import Name, RunSpec
+from stoplab_platform.specs.run import Name, RunSpec, limit_problems
 
 MASKING_RATIO = "masking_ratio"
 CHANGEABLE = ("optim.", "positions.noise_std", "masking.", MASKING_RATIO)
@@ -136,15 +137,11 @@ class ObjectiveSpec(Spec):
         return metric
 
 
-class LimitsSpec(Spec):
-    """Where a sweep or comparison stops."""
+class LimitsSpec(JobLimits):
+    """Where a sweep or comparison stops: no new run starts; those that run come to their end."""
 
     trials: int = Field(default=100, ge=1)
     """Most runs. Default 100."""
-    gpu_hours: float | None = Field(default=None, gt=0)
-    """Most GPU-hours; null: no limit. Default null."""
-    wall_hours: float | None = Field(default=None, gt=0)
-    """Most hours on the clock; null: no limit. Default null."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Most runs at a time; null: as many as the cluster's resources hold. Default null."""
 
@@ -180,6 +177,7 @@ class SweepSpec(Spec):
             yield Problem(("space",), "needs at least one axis")
         for path, axis in self.space.items():
             yield from self._axis_problems(path, axis)
+        yield from limit_problems(self.base, ("space",), self.space)
         if self.objective.metric.removeprefix("val/") not in self.base.metrics():
             yield Problem(
                 ("objective", "metric"),

@@ -20,7 +20,7 @@ from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from stoplab_platform.errors import DataError
+from stoplab_platform.errors import DataError, DataMissing
 from stoplab_trainers.data.cache import locked, replacing
 from stoplab_trainers.data.embedded import embedded_shards, is_embedded
 
@@ -39,7 +39,7 @@ class LocalShard:
 
 
 def local_shards(urls: str | Sequence[str], cache: Path) -> list[LocalShard]:
-    """All shards that ``urls`` name, in order; DataError names what is missing."""
+    """All shards that ``urls`` name, in order; DataMissing names what is not there."""
     listed = [urls] if isinstance(urls, str) else list(urls)
     names = [name for url in listed for name in _expand(url, cache)]
     if not names:
@@ -49,7 +49,7 @@ def local_shards(urls: str | Sequence[str], cache: Path) -> list[LocalShard]:
         raise DataError(f"the shard {most_common} is named {times} times")
     missing = [name for name in names if "://" not in name and not Path(name).is_file()]
     if missing:
-        raise DataError(
+        raise DataMissing(
             f"{len(missing)} of {len(names)} shards do not exist, the first: {missing[0]}"
         )
     return [LocalShard(name, _unpacked(_fetched(name, cache), cache)) for name in names]
@@ -81,7 +81,7 @@ def _listed(name: str) -> list[str]:
     else:
         return [str(path)]
     if not found:
-        raise DataError(f"{name!r} matches no shard")
+        raise DataMissing(f"{name!r} matches no shard")
     return found
 
 
@@ -94,7 +94,7 @@ def _listed_remote(name: str) -> list[str]:
     files, pattern = _file_system(name)
     found = sorted(files.unstrip_protocol(path) for path in files.glob(pattern))
     if not found:
-        raise DataError(f"{name!r} matches no shard")
+        raise DataMissing(f"{name!r} matches no shard")
     return found
 
 
@@ -108,7 +108,7 @@ def _fetched(name: str, cache: Path) -> Path:
     try:
         info = files.info(path)
     except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist") from error
+        raise DataMissing(f"{name} does not exist") from error
     version = [str(info[stamp]) for stamp in STAMPS if info.get(stamp)]
     known = "\0".join([name, str(info["size"]), *version])
     version_id = hashlib.sha256(known.encode()).hexdigest()

@@ -1,0 +1,103 @@
+"""What a new job takes over from the one it goes on from: finished cells, or a begun run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from shutil import copytree
+
+from stoplab_platform.handoff import last_result
+from stoplab_platform.jobs.models import Job
+from stoplab_platform.jobs.states import STUDIES, ReasonCode
+from stoplab_platform.ledger import Cell, CellState, Ledger
+from stoplab_platform.paths import Home, JobFolder, RunFolder, read_lines, write_atomic
+from stoplab_platform.tracking.base import flatten
+
+RETOLD = ("start", "metrics", "tags")
+"""Lines of a spool that hold for a run that goes on elsewhere."""
+
+
+def adopt(job: Job, home: Home) -> None:
+    """Prepare a new job's folder; may be repeated until its first attempt has begun."""
+    folder = home.job(job.id)
+    # What a retry has, and what that was to extend itself.
+    for source in (job.retry_of, job.extends):
+        if source is not None and job.kind in STUDIES:
+            adopt_cells(home.job(source), folder)
+    if job.retry_of is not None and job.kind == "pretrain":
+        adopt_run(home.job(job.retry_of), folder, job)
+
+
+def adopt_cells(source: JobFolder, target: JobFolder) -> None:
+    """Give a study the finished cells of the one it goes on from, so that it does not run them.
+
+    The others come as if they had never begun: a search that draws as it goes knows its points
+    from the ledger alone, and would not come back to one that failed. The legs of a population
+    come with their checkpoints, from which the next ones go on.
+    """
+    cells = Ledger(source).cells()
+    finished = _finished(cells)
+    Ledger(target).plan([cell.model_copy(update={"adopted": True}) for cell in finished])
+    Ledger(target).plan([_afresh(c) for c in cells if c not in finished and c.generation is None])
+    for cell in finished:
+        before, after = source.run(cell.id), target.run(cell.id)
+        for file in _kept(before):
+            write_atomic(after.root / file.name, file.read_text())
+        if cell.generation is not None:
+            _link_checkpoints(before, after)
+
+
+def adopt_run(source: JobFolder, target: JobFolder, job: Job) -> None:
+    """Give a run the checkpoints of an unfinished one with its spec, and what that one logged.
+
+    One that diverged is begun anew: what it saved last may hold no numbers either.
+    """
+    before, after = source.run("run"), target.run("run")
+    result = last_result(source)
+    diverged = result is not None and result.reason_code is ReasonCode.DIVERGED
+    if before.summary.exists() or diverged or after.spool.exists():
+        return
+    _link_checkpoints(before, after)
+    if before.scores.exists():
+        write_atomic(after.scores, before.scores.read_text())
+    lines = [line for line in read_lines(before.spool) if line["verb"] in RETOLD]
+    for line in lines:
+        if line["verb"] == "start":  # it is another run in the tracker
+            line["tags"]["stoplab.job_id"] = job.id
+            line["params"] = flatten(job.spec)
+    write_atomic(after.spool, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _finished(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells that no later start runs: of a population also the failed ones it went past."""
+    newest = max((cell.generation or 0 for cell in cells), default=0)
+    kept = (CellState.SUCCEEDED, CellState.PRUNED)
+    return [c for c in cells if c.state in kept or (c.generation or 0) < newest]
+
+
+def _afresh(cell: Cell) -> Cell:
+    """The cell with nothing but its place in the study."""
+    kept = {name: getattr(cell, name) for name in ("id", "index", "arm", "point", "seed")}
+    infeasible = cell.state is CellState.INFEASIBLE
+    return Cell(**kept, **({"state": cell.state, "error": cell.error} if infeasible else {}))
+
+
+def _kept(run: RunFolder) -> Iterator[Path]:
+    """What a report needs of a finished run."""
+    for file in (run.summary, run.predictions, run.scores, run.spool, run.spool_sent):
+        if file.exists():
+            yield file
+
+
+def _link_checkpoints(before: RunFolder, after: RunFolder) -> None:
+    if before.checkpoints.exists():
+        copytree(before.checkpoints, after.checkpoints, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name: checkpoints are large, and never written to again."""
+    with suppress(FileExistsError):
+        os.link(source, target)
