@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from stoplab_api.bodies import Role, Told
+from stoplab_api.bodies import Role, Scope, Told
 
 
 class EventBody(Told):
@@ -93,6 +93,8 @@ class MeBody(Told):
     owner: str
     project: str
     role: Role
+    scopes: list[Scope] | None = None
+    """What of the role the token may use; null: all."""
 
 
 class TokenBody(Told):
@@ -106,6 +108,10 @@ class TokenBody(Told):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    scopes: list[Scope] | None = None
+    """What of its role it may use; null: all."""
+    last_used_at: datetime | None = None
+    """To the minute; null: never."""
 
 
 class FreshTokenBody(TokenBody):
@@ -178,6 +184,7 @@ class Code(StrEnum):
     INVALID_SPEC = "invalid-spec"
     KEY_REUSED = "idempotency-key-reused"
     PRECONDITION_REQUIRED = "precondition-required"
+    RATE_LIMITED = "rate-limited"
     INTERNAL = "internal"
     DATABASE_UNAVAILABLE = "database-unavailable"
     CLUSTER_UNAVAILABLE = "cluster-unavailable"

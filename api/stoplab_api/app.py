@@ -17,6 +17,7 @@ from stoplab_api.auth import caller
 from stoplab_api.context import Lab
 from stoplab_api.deps import known_parameters
 from stoplab_api.middleware import RequestLog
+from stoplab_api.rates import Rates
 from stoplab_api.routers import health, jobs, logs, meta, studies, tokens
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
@@ -124,6 +125,7 @@ def _opened(
         store=store,
         jobs=Jobs(store, settings, reconciler.waiting, reconciler.wake),
         runner=runner,
+        rates=Rates.of(settings),
         reconciler=reconciler,
         reconciling=reconcile,
     )

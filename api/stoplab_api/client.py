@@ -23,7 +23,7 @@ from stoplab_api.answers import (
     TokenListBody,
     TrialListBody,
 )
-from stoplab_api.bodies import DryRunBody, JobBody, JobListBody, Role
+from stoplab_api.bodies import DryRunBody, JobBody, JobListBody, Role, Scope
 from stoplab_api.transport import PATIENCE_S, ApiError, Transport, Unreachable
 from stoplab_platform.jobs.states import TERMINAL
 from stoplab_platform.specs.base import Spec
@@ -272,11 +272,23 @@ class Client:
         return TokenListBody.model_validate_json(self._api.get("/v1/tokens").content).items
 
     def create_token(
-        self, name: str, *, owner: str, role: Role, expires_in_days: float | None = None
+        self,
+        name: str,
+        *,
+        owner: str,
+        role: Role,
+        expires_in_days: float | None = None,
+        scopes: Sequence[Scope] | None = None,
     ) -> FreshTokenBody:
         """A new token with its secret, shown this once (for administrators)."""
-        body = {"name": name, "owner": owner, "role": role, "expires_in_days": expires_in_days}
+        body = {"name": name, "owner": owner, "role": role, "expires_in_days": expires_in_days,
+                "scopes": None if scopes is None else list(scopes)}  # fmt: skip
         answer = self._api.ask("POST", "/v1/tokens", json=body)
+        return FreshTokenBody.model_validate_json(answer.content)
+
+    def rotate_token(self, token_id: str) -> FreshTokenBody:
+        """A new secret for a token, shown this once; the old one ends (for administrators)."""
+        answer = self._api.ask("POST", f"/v1/tokens/{token_id}/rotate")
         return FreshTokenBody.model_validate_json(answer.content)
 
     def revoke_token(self, token_id: str) -> None:

@@ -56,7 +56,8 @@ EXTEND: dict[str, Any] = {
     "points": {"space": {"positions.noise_std": {"grid": [0.75]}}, "limits": {"trials": 200}},
 }
 NEW_TOKEN: dict[str, Any] = {
-    "submitter": {"name": "laptop", "owner": "ana", "role": "submitter", "expires_in_days": 90}
+    "submitter": {"name": "laptop", "owner": "ana", "role": "submitter", "expires_in_days": 90},
+    "scoped": {"name": "dashboard", "owner": "ana", "role": "admin", "scopes": ["jobs:read"]},
 }
 
 JOB: dict[str, Any] = {
@@ -213,6 +214,8 @@ TOKEN: dict[str, Any] = {
     "created_at": "2026-11-23T09:00:00.000Z",
     "expires_at": None,
     "revoked_at": None,
+    "scopes": None,
+    "last_used_at": "2026-11-23T09:30:00.000Z",
 }
 FRESH_TOKEN: dict[str, Any] = {**TOKEN, "secret": "stl_shown-this-once"}
 TOKENS: dict[str, Any] = {"items": [TOKEN]}

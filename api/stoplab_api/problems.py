@@ -44,7 +44,8 @@ KINDS: dict[Code, Kind] = {
             403,
             "The token may not do this",
             "Viewers read; submitters submit, and change their own jobs; administrators change "
-            "every job of their project, and its tokens.",
+            "every job of their project, and its tokens. A token with scopes may use no more of "
+            "its role than they name.",
         ),
         Code.NOT_FOUND: (
             404,
@@ -100,6 +101,12 @@ KINDS: dict[Code, Kind] = {
             428,
             "If-Match is required",
             "Read the job, and send its `ETag` as `If-Match`, so that no change is lost.",
+        ),
+        Code.RATE_LIMITED: (
+            429,
+            "Too many requests",
+            "Ask again after `Retry-After` seconds. Each token has a rate of its own; an address "
+            "that sends wrong tokens has to wait as well.",
         ),
         Code.INTERNAL: (
             500,

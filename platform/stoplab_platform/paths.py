@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,6 +291,11 @@ class Home:
     def job(self, job_id: str) -> JobFolder:
         """A job's folder."""
         return JobFolder(self.jobs / job_id)
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether a text of a user's may name a file: one part, and no hidden one."""
+    return re.fullmatch(r"[A-Za-z0-9_@][\w.@-]{0,63}", text, re.ASCII) is not None
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def ensure_secret(path: Path) -> str:
-    """The secret in a file, made (0600) where there is none."""
+def ensure_secret(path: Path, prefix: str = "") -> str:
+    """The secret in a file, made (0600, after a prefix) where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with suppress(FileExistsError):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(file, "w") as text:
-            text.write(secrets.token_hex(32))
+            text.write(prefix + secrets.token_hex(32))
     return path.read_text().strip()

@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     """Set by the supervisor: the attempt a process belongs to."""
     reconcile_period_s: float = 2.0
     """Seconds between two passes of the reconciler."""
+    rate_per_s: float = Field(default=200, ge=0)
+    """Requests a second that one token may make, on each replica; 0: no limit."""
+    rate_burst: int = Field(default=2000, ge=1)
+    """Requests that it may make at once."""
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     """Where MLflow listens; null: SQLite in the home."""
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")

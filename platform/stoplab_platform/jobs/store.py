@@ -218,7 +218,8 @@ class JobStore(TokenStore):
         """The state changes of several jobs at once."""
         found: dict[str, list[Event]] = {job_id: [] for job_id in job_ids}
         for event in self._events(EventRow.job_id.in_(found), EventRow.to_state.is_not(None)):
-            found[event.job_id].append(event)
+            if event.job_id is not None:
+                found[event.job_id].append(event)
         return found
 
     def recoveries(self, job_id: str) -> Mapping[ReasonCode, int]:

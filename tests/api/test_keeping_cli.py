@@ -1,0 +1,67 @@
+"""Commands of who keeps the house: tokens, secrets, prune, backup, restore."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from stoplab_api.cli.main import app
+from support_api import Api, running_api, secret
+
+
+def stoplab(*words: object, text: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], input=text)
+
+
+def document(*words: object, code: int = 0) -> Any:
+    """The one JSON document of a command."""
+    result = stoplab(*words, "--json")
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def api(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """A server that the environment names, for its administrator."""
+    with running_api(home) as running:
+        monkeypatch.setenv("STOPLAB_API_URL", running.url)
+        monkeypatch.setenv("STOPLAB_TOKEN", secret("root"))
+        yield running
+
+
+class TestTokens:
+    def test_rotate_and_scopes(self, api: Api) -> None:
+        made = document("tokens", "create", "ci", "--owner", "carl", "--scope", "jobs:read")
+        assert made["scopes"] == ["jobs:read"]
+        fresh = document("tokens", "rotate", made["id"])
+        assert fresh["id"] == made["id"]
+        assert api.store.principal(made["secret"]) is None
+        assert api.store.principal(fresh["secret"]) is not None
+        assert "jobs:read" in stoplab("tokens", "list").stdout
+
+    def test_a_project_begins_with_its_first_token(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("STOPLAB_TOKEN", "of nobody")
+        words = ("tokens", "create", "first", "--owner", "mia", "--role", "admin")
+        made = document(*words, "--project", "vision")
+        assert made["project"] == "vision"
+        monkeypatch.setenv("STOPLAB_TOKEN", made["secret"])
+        other = document("tokens", "create", "second", "--owner", "max")
+        assert other["project"] == "vision"
+        assert [one["owner"] for one in document("tokens", "list")["items"]] == ["mia", "max"]
+
+    @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b"])
+    def test_what_cannot_name_a_project(self, api: Api, name: str) -> None:
+        told = document("tokens", "create", "x", "--owner", "m", "--project", name, code=2)
+        assert "cannot name a project" in told["error"]
+
+    def test_a_home_without_a_database(self, home: Path) -> None:
+        told = document("tokens", "create", "x", "--owner", "m", "--project", "p", code=2)
+        assert "stoplab up" in told["error"]
+        assert not list(home.glob("*.db"))
