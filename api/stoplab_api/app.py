@@ -21,12 +21,14 @@ from stoplab_api.rates import Rates
 from stoplab_api.routers import health, jobs, logs, meta, studies, tokens
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
+from stoplab_platform.redaction import RedactingFormatter
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.runner.ray_jobs import RayJobsRunner
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 
+LOG_FORMAT = "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
 GRACE_S = 5
 """Seconds that open requests have to end after SIGTERM."""
 
@@ -92,9 +94,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one, told in the log")
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter(LOG_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     serve(create_app(Settings()), host=arguments.host, port=arguments.port).run()
 

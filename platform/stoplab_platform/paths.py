@@ -269,6 +269,10 @@ class Home:
         """Ray's token (0600)."""
         return self.root / "tokens" / "ray"
 
+    def secrets(self, project: str) -> Path:
+        """A project's secrets, a file each (0600)."""
+        return self.root / "secrets" / project
+
     @property
     def lab(self) -> Path:
         """The running lab: addresses and process ids."""

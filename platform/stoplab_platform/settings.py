@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stoplab_platform.errors import SettingsError
 from stoplab_platform.paths import Home
+
+DATA_SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "http", "https", "memory")
+
+
+def _parts(sign: str) -> BeforeValidator:
+    """Reads a list from text, its items parted by ``sign``."""
+    return BeforeValidator(
+        lambda given: [one for one in given.split(sign) if one] if isinstance(given, str) else given
+    )
 
 
 class Settings(BaseSettings):
@@ -36,6 +46,14 @@ class Settings(BaseSettings):
     """Set by the supervisor: the job a process belongs to."""
     attempt: int | None = None
     """Set by the supervisor: the attempt a process belongs to."""
+    project: str = "default"
+    """Set for attempts: the project that a process works for, and so whose secrets it reads."""
+    secrets_on_nodes: bool = False
+    """Secrets are in the nodes' environment alone, so that the API does not look for them."""
+    data_roots: Annotated[tuple[Path, ...] | None, NoDecode, _parts(os.pathsep)] = None
+    """Folders that local paths in specs must lie below; null: any."""
+    data_schemes: Annotated[tuple[str, ...], NoDecode, _parts(",")] = DATA_SCHEMES
+    """Schemes of URLs that specs may name."""
     reconcile_period_s: float = 2.0
     """Seconds between two passes of the reconciler."""
     rate_per_s: float = Field(default=200, ge=0)
@@ -86,6 +104,10 @@ class Settings(BaseSettings):
             return self.mlflow_tracking_uri
         self.folders.mlflow.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{self.folders.mlflow_database}"
+
+    def secret_variable(self, name: str) -> str | None:
+        """A secret of the environment: STOPLAB_SECRET_ and its name in capitals."""
+        return os.environ.get(f"STOPLAB_SECRET_{re.sub('[.-]', '_', name).upper()}")
 
     @property
     def database(self) -> str:

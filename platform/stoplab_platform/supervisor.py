@@ -29,12 +29,14 @@ import yaml
 
 from stoplab_platform.attempts import attempt_env
 from stoplab_platform.child import Child
-from stoplab_platform.errors import Fenced
+from stoplab_platform.errors import Fenced, SettingsError
 from stoplab_platform.exits import Exit
 from stoplab_platform.fence import bury, claim_attempt, own, owner
 from stoplab_platform.handoff import Result, StopOrder, read_stop
 from stoplab_platform.jobs.states import ReasonCode
 from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.redaction import redacted
+from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import drain
 
@@ -107,6 +109,8 @@ class Supervisor:
         bury(self._folder, self._job_id, self._attempt)
         if read_stop(self._folder, self._attempt):
             return self._leave(Exit.STOPPED, "stopped before it began")
+        with suppress(SettingsError, OSError):  # the entrypoint says what is missing
+            self._hide_secrets()
         command = self._command or entrypoint(self._folder)
         env = attempt_env(self._settings, self._job_id, self._attempt)
         try:
@@ -148,6 +152,11 @@ class Supervisor:
         if owner(self._folder) > self._attempt:
             raise Fenced(f"a newer attempt owns {self._folder.root}; this one ends")
 
+    def _hide_secrets(self) -> None:
+        """The message of the result is a line of the run's own, and goes into the database."""
+        spec = yaml.safe_load(self._folder.spec.read_text())
+        Secrets(self._settings).hide_those_in(spec)
+
     def _drain(self) -> None:
         """Send what the runs left for the tracker, unless somebody waits for the end."""
         deadline = time.monotonic() + (DRAIN_S if self._ending is None else 0)
@@ -159,6 +168,7 @@ class Supervisor:
     def _leave(self, code: int, message: str | None, *, oom: bool = False) -> int:
         """Write the result unless the folder is another's by now."""
         self._check_fence()
+        message = None if message is None else redacted(message)
         result = judge(self._attempt, code, message, self._ending, oom=oom)
         digest = (read_json(self._folder.run("run").summary) or {}).get("run_digest")
         write_json(

@@ -65,3 +65,18 @@ class TestTokens:
         told = document("tokens", "create", "x", "--owner", "m", "--project", "p", code=2)
         assert "stoplab up" in told["error"]
         assert not list(home.glob("*.db"))
+
+
+class TestSecrets:
+    def test_set_list_remove(self, home: Path) -> None:
+        made = stoplab("secrets", "set", "bucket", text="{}\n")
+        assert made.exit_code == 0, made.output
+        assert (home / "secrets" / "default" / "bucket").read_text() == "{}"
+        assert document("secrets", "list")["items"] == [{"name": "bucket", "project": "default"}]
+        assert document("secrets", "list", "--project", "vision")["items"] == []
+        assert document("secrets", "remove", "bucket")["removed"] is True
+        assert document("secrets", "remove", "bucket")["removed"] is False
+
+    def test_refused(self, home: Path) -> None:
+        assert stoplab("secrets", "set", "a/b", text="x").exit_code == 2
+        assert stoplab("secrets", "set", "empty", text="\n").exit_code == 2

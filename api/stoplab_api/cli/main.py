@@ -6,7 +6,7 @@ import logging
 
 import typer
 
-from stoplab_api.cli import compare, demo, doctor, jobs, lab, run, spec, submit, tokens
+from stoplab_api.cli import compare, demo, doctor, jobs, lab, run, secrets, spec, submit, tokens
 
 app = typer.Typer(
     name="stoplab",
@@ -30,6 +30,7 @@ for command in (
     app.command()(command)
 app.add_typer(compare.app, name="compare")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(spec.app, name="spec")
 app.add_typer(tokens.app, name="tokens")
 
