@@ -27,6 +27,7 @@ from stoplab_platform.queueing import ACTOR, Queue
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.settings import Settings
 from stoplab_platform.settle import Settler
+from stoplab_platform.webhooks import Notifier
 
 log = logging.getLogger("stoplab.reconciler")
 
@@ -49,6 +50,7 @@ class Reconciler:
         self._observer = Observer(settings.folders, runner, self._patience)
         self._attempts = Attempts(runner, settings, command)
         self._settler = Settler(store, settings)
+        self._notifier = Notifier(store, settings)
         self._wake = threading.Event()
         self._last_pass = time.monotonic()
         self._noted: set[str] = set()
@@ -78,6 +80,7 @@ class Reconciler:
             self._wake.wait(self._settings.reconcile_period_s)
             self._wake.clear()
         self._settler.close()
+        self._notifier.close()
 
     def pass_once(self) -> None:
         """Look at every unfinished job once, and do what is due."""
@@ -87,6 +90,7 @@ class Reconciler:
             if job.state is not State.QUEUED:
                 self._guarded(job)
         self._settler.settle(self._store.unsettled())
+        self._notifier.notify()
         self._last_pass = time.monotonic()
 
     def _guarded(self, job: Job) -> None:

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stoplab_platform.errors import SettingsError
+from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.paths import Home
 
 DATA_SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "http", "https", "memory")
@@ -56,6 +57,12 @@ class Settings(BaseSettings):
     """Schemes of URLs that specs may name."""
     reconcile_period_s: float = 2.0
     """Seconds between two passes of the reconciler."""
+    webhook_url: str | None = Field(default=None, repr=False)
+    """Address that is told when jobs end; `secret://NAME` for one that is a secret itself."""
+    webhook_secret: str | None = Field(default=None, repr=False)
+    """Key of the signature; `secret://NAME`, as a rule."""
+    webhook_states: Annotated[tuple[State, ...], NoDecode, _parts(",")] = tuple(sorted(TERMINAL))
+    """States that are told."""
     rate_per_s: float = Field(default=200, ge=0)
     """Requests a second that one token may make, on each replica; 0: no limit."""
     rate_burst: int = Field(default=2000, ge=1)

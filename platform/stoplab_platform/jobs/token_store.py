@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from stoplab_platform.errors import NotFound, StoreUnavailable
-from stoplab_platform.jobs.database import Database
+from stoplab_platform.jobs.event_store import EventStore
 from stoplab_platform.jobs.models import Principal, Role, Scope, Token
 from stoplab_platform.jobs.rows import event_row
 from stoplab_platform.jobs.tables import TokenRow
@@ -24,15 +24,12 @@ USED_EVERY = timedelta(minutes=1)
 """How exactly it is kept when a token was last used: at most one write in this time."""
 
 
-class TokenStore:
+class TokenStore(EventStore):
     """Tokens, hashed at rest: the secret itself is shown once and kept nowhere.
 
     The database compares hashes of 256 random bits. How long that takes tells nobody how near a
     guess came, for no one can choose the hash of what he sends.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def create_token(
         self,
