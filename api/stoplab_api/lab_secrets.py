@@ -25,7 +25,7 @@ def ensure_token(settings: Settings) -> None:
     from stoplab_platform.jobs.token_store import PREFIX  # as heavy as the store
 
     path = settings.folders.token_file
-    with _opened(settings) as store:
+    with _migrated(settings) as store:
         if store.principal(ensure_secret(path, PREFIX)) is None:
             path.unlink()  # revoked, or of a database that is gone
             store.create_token(
@@ -47,10 +47,8 @@ def create_directly(settings: Settings, project: str, asked: NewTokenBody) -> Fr
             f"{project!r} cannot name a project: letters, digits, `.`, `_`, `-` and `@`, "
             "not beginning with a dot"
         )
-    if settings.database_url is None and not settings.folders.database.exists():
-        raise SettingsError(f"{settings.home} has no database; `stoplab up` makes one")
     days = asked.expires_in_days
-    with _opened(settings) as store:
+    with opened(settings) as store:
         token, secret = store.create_token(
             asked.name,
             owner=asked.owner,
@@ -68,7 +66,16 @@ def create_directly(settings: Settings, project: str, asked: NewTokenBody) -> Fr
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[JobStore]:
+def opened(settings: Settings) -> Iterator[JobStore]:
+    """The store of a lab that was begun; SettingsError where the home has none."""
+    if settings.database_url is None and not settings.folders.database.exists():
+        raise SettingsError(f"{settings.home} has no database; `stoplab up` makes one")
+    with _migrated(settings) as store:
+        yield store
+
+
+@contextmanager
+def _migrated(settings: Settings) -> Iterator[JobStore]:
     # The database's toolkit takes as long to import as all else that the command line needs.
     from stoplab_platform.jobs.store import JobStore
 

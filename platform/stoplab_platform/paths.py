@@ -204,9 +204,14 @@ class JobFolder:
         return self.root / "runs"
 
     @property
+    def logs(self) -> Path:
+        """Folder of the driver's log."""
+        return self.root / "logs"
+
+    @property
     def driver_log(self) -> Path:
         """What the driver wrote, over all attempts."""
-        return self.root / "logs" / "driver.log"
+        return self.logs / "driver.log"
 
     def rank_log(self, rank: int) -> Path:
         """What one rank of a pretraining job wrote, over all attempts."""
@@ -269,9 +274,14 @@ class Home:
         """Ray's token (0600)."""
         return self.root / "tokens" / "ray"
 
+    @property
+    def all_secrets(self) -> Path:
+        """A folder for each project's secrets."""
+        return self.root / "secrets"
+
     def secrets(self, project: str) -> Path:
         """A project's secrets, a file each (0600)."""
-        return self.root / "secrets" / project
+        return self.all_secrets / project
 
     @property
     def lab(self) -> Path:

@@ -63,6 +63,14 @@ class Settings(BaseSettings):
     """Key of the signature; `secret://NAME`, as a rule."""
     webhook_states: Annotated[tuple[State, ...], NoDecode, _parts(",")] = tuple(sorted(TERMINAL))
     """States that are told."""
+    keep_checkpoints_days: float | None = Field(default=None, ge=0)
+    """Days after a job's end until its checkpoints go; null: never."""
+    keep_logs_days: float | None = Field(default=None, ge=0)
+    """Days after a job's end until its logs go; null: never."""
+    keep_keys_days: float | None = Field(default=30, ge=0)
+    """Days that a client's idempotency key is remembered; null: for ever."""
+    cache_bytes: int | None = Field(default=None, ge=0)
+    """What the cache may hold; null: anything."""
     rate_per_s: float = Field(default=200, ge=0)
     """Requests a second that one token may make, on each replica; 0: no limit."""
     rate_burst: int = Field(default=2000, ge=1)

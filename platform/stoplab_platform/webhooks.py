@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import json
 import logging
-import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -26,6 +25,7 @@ from stoplab_platform.jobs.event_store import ANNOUNCED, LOST
 from stoplab_platform.jobs.models import Event, Job
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.jobs.views import stamp
+from stoplab_platform.rounds import Rounds
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 
@@ -48,30 +48,22 @@ class Notifier:
     def __init__(self, store: JobStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._holder = uuid4().hex
-        self._thread: threading.Thread | None = None
+        self._rounds = Rounds("stoplab-webhook", self._round)
         self._since: datetime | None = None
         """Nothing older waits to be told, as far as is known; None: not known."""
         self._failures = 0
         """In a row, by an address that does not answer."""
-        self._not_before = 0.0
         self._refused: dict[int, tuple[int, float]] = {}
         """Events that the address will not have: how often, and when they are tried again."""
 
     def notify(self) -> None:
         """Begin a round unless one is under way, or the address was just away."""
-        busy = self._thread is not None and self._thread.is_alive()
-        if self._settings.webhook_url is None or busy or time.monotonic() < self._not_before:
-            return
-        # A daemon: an address that hangs must not keep the API from ending.
-        self._thread = threading.Thread(target=self._round, name="stoplab-webhook", daemon=True)
-        self._thread.start()
+        if self._settings.webhook_url is not None:
+            self._rounds.begin()
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Wait a little for the round under way; another process takes up the rest."""
-        if self._thread is None:
-            return
-        self._thread.join(timeout_s)
-        if not self._thread.is_alive():
+        if self._rounds.begun and self._rounds.wait(timeout_s):
             with suppress(StoreUnavailable):
                 self._store.lease("webhook", self._holder, 0)
 
@@ -86,14 +78,11 @@ class Notifier:
             self._pause(type(error).__name__)
         except (SettingsError, StoreUnavailable) as error:
             self._pause(str(error))
-        except Exception:  # the thread's last stop
-            self._not_before = time.monotonic() + LONGEST_PAUSE_S
-            log.exception("telling how jobs ended failed")
 
     def _pause(self, why: str) -> None:
         self._failures += 1
         wait_s = pause_s(self._failures)
-        self._not_before = time.monotonic() + wait_s
+        self._rounds.pause(wait_s)
         log.warning("how jobs ended is told again in %.0f s: %s", wait_s, why)
 
     def _tell_all(self) -> None:

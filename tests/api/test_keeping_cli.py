@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from stoplab_api.cli.main import app
+from stoplab_platform.jobs.states import State
+from stoplab_platform.jobs.store import JobStore
 from support_api import Api, running_api, secret
 
 
@@ -80,3 +82,31 @@ class TestSecrets:
     def test_refused(self, home: Path) -> None:
         assert stoplab("secrets", "set", "a/b", text="x").exit_code == 2
         assert stoplab("secrets", "set", "empty", text="\n").exit_code == 2
+
+
+class TestPrune:
+    def test_it_says_first_and_then_does(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("STOPLAB_KEEP_LOGS_DAYS", "0")
+        job = api.submitted()["id"]
+        api.moved(job, State.SUCCEEDED)
+        api.write_log(job, b"x" * 2000)
+        said = document("prune", "--dry-run")
+        assert (said["dry_run"], said["bytes"]) == (True, 2000)
+        assert [(item["kind"], item["job_id"]) for item in said["items"]] == [("logs", job)]
+        assert api.folder(job).driver_log.exists()
+        assert "2 kB are freed" in stoplab("prune").stdout
+        assert not api.folder(job).driver_log.exists()
+        assert document("prune")["items"] == []
+
+
+def test_backup_and_restore(api: Api, tmp_path: Path) -> None:
+    job = api.submitted()["id"]
+    made = document("backup", tmp_path / "lab.tar", "--with", "tokens")
+    assert made["path"] == str(tmp_path / "lab.tar")
+    back = document("restore", tmp_path / "lab.tar", "--home", tmp_path / "new")
+    assert {**back, "path": made["path"]} == made
+    store = JobStore(f"sqlite:///{tmp_path / 'new' / 'stoplab.db'}")
+    assert store.get(job).name == "tiny"
+    store.close()
+    again = document("restore", tmp_path / "lab.tar", "--home", tmp_path / "new", code=2)
+    assert "not empty" in again["error"]

@@ -203,7 +203,7 @@ def test_after_a_day_it_is_given_up(home: Path, store: JobStore) -> None:
 def test_without_an_address_nothing_is_looked_for(home: Path, store: JobStore) -> None:
     notifier = Notifier(store, lab_settings(home))
     notifier.notify()
-    assert notifier._thread is None
+    assert not notifier._rounds.begun
 
 
 def test_pauses_grow_and_end() -> None:

@@ -6,7 +6,19 @@ import logging
 
 import typer
 
-from stoplab_api.cli import compare, demo, doctor, jobs, lab, run, secrets, spec, submit, tokens
+from stoplab_api.cli import (
+    compare,
+    demo,
+    doctor,
+    jobs,
+    keeping,
+    lab,
+    run,
+    secrets,
+    spec,
+    submit,
+    tokens,
+)
 
 app = typer.Typer(
     name="stoplab",
@@ -26,6 +38,7 @@ def _calm() -> None:
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
     run.train, run.sweep, run.evaluate, submit.submit,
+    keeping.prune, keeping.backup, keeping.restore,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(compare.app, name="compare")

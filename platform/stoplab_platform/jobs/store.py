@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select, update
+from sqlalchemy import Select, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -205,6 +205,17 @@ class JobStore(TokenStore):
         """An event that moves nothing."""
         with self._database.writing() as session:
             session.add(event_row(job_id, actor, verb, message=message, reason_code=reason_code))
+
+    def count_keys(self, before: datetime) -> int:
+        """Clients' keys that were first used before a time."""
+        old = select(func.count()).where(IdempotencyRow.created_at < before)
+        with self._database.reading() as session:
+            return session.scalars(old).one()
+
+    def forget_keys(self, before: datetime) -> None:
+        """Forget them: the same key makes another job from then on."""
+        with self._database.writing() as session:
+            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
 
     def events(self, job_id: str, after: int = 0) -> Sequence[Event]:
         """A job's history after an event's number, oldest first."""

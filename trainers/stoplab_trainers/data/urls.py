@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -71,14 +74,23 @@ def local_shards(
         # Followed here and not only at the submit: links may have changed since.
         if not is_inside(path, _roots(settings)):
             raise DataError(f"{name} lies outside of what STOPLAB_DATA_ROOTS allows")
-    shards = zip(names, paths, strict=True)
-    return [LocalShard(name, _unpacked(path, cache)) for name, path in shards]
+    plain = [_unpacked(path, cache) for path in paths]
+    for path in {*paths, *plain}:
+        if path.is_relative_to(cache):
+            _note_use(path)
+    return [LocalShard(name, path) for name, path in zip(names, plain, strict=True)]
 
 
 def _roots(settings: Settings) -> list[Path] | None:
     """What was fetched or made lies in the home."""
     roots = settings.data_roots
     return None if roots is None else [*roots, settings.folders.cache]
+
+
+def _note_use(path: Path) -> None:
+    """For who keeps the cache small: many file systems do not note it by themselves."""
+    with suppress(OSError):  # somebody else's file, or one that may only be read
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def _expand(url: str, cache: Path, options: Options) -> Iterator[str]:
