@@ -28,6 +28,21 @@ class EventListBody(Told):
     items: list[EventBody]
 
 
+class ProjectEventBody(EventBody):
+    """One thing that happened in a project."""
+
+    job_id: str | None
+    """Null where it was no job's: a token's."""
+
+
+class ProjectEventListBody(Told):
+    """What happened in a project, oldest first."""
+
+    items: list[ProjectEventBody]
+    next_after: int | None
+    """Give it as `after` for the next page; null on the last."""
+
+
 class TrialBody(Told):
     """One cell of a sweep or comparison."""
 

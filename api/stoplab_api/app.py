@@ -18,7 +18,7 @@ from stoplab_api.context import Lab
 from stoplab_api.deps import known_parameters
 from stoplab_api.middleware import RequestLog
 from stoplab_api.rates import Rates
-from stoplab_api.routers import health, jobs, logs, meta, studies, tokens
+from stoplab_api.routers import events, health, jobs, logs, meta, studies, tokens
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
 from stoplab_platform.redaction import RedactingFormatter
@@ -52,7 +52,7 @@ def create_app(
     app.add_middleware(RequestLog)
     handlers.install(app)
     guarded = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
-    for part in (jobs, logs, studies, meta, tokens):
+    for part in (jobs, logs, studies, meta, tokens, events):
         guarded.include_router(part.router)
     app.include_router(guarded)
     app.include_router(meta.open_router, prefix="/v1")

@@ -27,6 +27,7 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 def caller(request: Request, lab: LabDep, credentials: Credentials) -> Principal:
     """Whose token came with the request; 401 without a valid one, 429 when it asks too often."""
     principal = _principal(request, lab, credentials)
+    request.state.owner = principal.owner
     key = principal.token_id or principal.owner
     if wait_s := lab.rates.requests.take(key):
         raise limited(lab.rates.requests, wait_s, "a token")
@@ -59,6 +60,7 @@ Known = Annotated[Principal, Depends(caller)]
 """Whoever has a valid token, whatever it is for."""
 Caller = Annotated[Principal, Depends(at_least(Role.VIEWER, Scope.JOBS_READ))]
 Submitter = Annotated[Principal, Depends(at_least(Role.SUBMITTER, Scope.JOBS_WRITE))]
+Auditor = Annotated[Principal, Depends(at_least(Role.ADMIN, Scope.JOBS_READ))]
 Admin = Annotated[Principal, Depends(at_least(Role.ADMIN, Scope.TOKENS_ADMIN))]
 
 

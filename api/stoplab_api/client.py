@@ -19,6 +19,7 @@ from stoplab_api.answers import (
     EventListBody,
     FreshTokenBody,
     MeBody,
+    ProjectEventListBody,
     TokenBody,
     TokenListBody,
     TrialListBody,
@@ -177,6 +178,19 @@ class Client:
         for event in self._api.events(f"/v1/jobs/{job_id}/events", {}):
             if event.name == "event":
                 yield EventBody.model_validate_json(event.data)
+
+    def project_events(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        actor: str | None = None,
+        verb: str | None = None,
+    ) -> ProjectEventListBody:
+        """One page of what happened in the project, oldest first (for administrators)."""
+        params = {"after": after, "limit": limit, "actor": actor, "verb": verb}
+        answer = self._api.get("/v1/events", params)
+        return ProjectEventListBody.model_validate_json(answer.content)
 
     def trials(
         self,

@@ -132,6 +132,16 @@ EVENT: dict[str, Any] = {
     "message": None,
 }
 EVENTS: dict[str, Any] = {"items": [EVENT]}
+PROJECT_EVENTS: dict[str, Any] = {
+    "items": [
+        {**EVENT, "job_id": "j_01kb3w8f0e3g9q6w5t2s1r4y7z"},
+        {
+            **EVENT, "seq": 8, "actor": "root", "verb": "token.create", "to_state": None,
+            "message": "t_01kb3w8f0e3g9q6w5t2s1r4y7z laptop: submitter for ana", "job_id": None,
+        },
+    ],
+    "next_after": None,
+}  # fmt: skip
 EVENT_STREAM = (
     'event: event\ndata: {"seq": 7, "verb": "submit"}\nid: 7\n\n'
     'event: end\ndata: {"state": "SUCCEEDED"}\nid: 7\n\n'

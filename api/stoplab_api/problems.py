@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,6 +16,9 @@ from stoplab_platform.errors import Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+REFUSED = (401, 403, 429)
+"""Of these the log tells who asked."""
+_log = logging.getLogger("stoplab.api")
 
 
 class Kind(BaseModel):
@@ -187,6 +191,16 @@ def answer(request: Request, problem: ApiProblem) -> JSONResponse:
         request_id=request.state.request_id,
         errors=problem.errors,
     )
+    if kind.status in REFUSED:
+        _log.warning(
+            "refused code=%s owner=%s from=%s method=%s path=%s request_id=%s",
+            problem.code,
+            getattr(request.state, "owner", None),
+            request.client.host if request.client else None,
+            request.method,
+            request.url.path.encode("unicode_escape").decode(),
+            body.request_id,
+        )
     # The middleware is not reached again when it is the whole server that failed.
     headers = {"X-Request-ID": body.request_id, **problem.headers}
     if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -38,6 +38,7 @@ PATHS = [
     ("GET", "/v1/me"),
     ("GET", "/v1/cluster"),
     ("GET", "/v1/schema/pretrain"),
+    ("GET", "/v1/events"),
     ("GET", "/v1/tokens"),
     ("POST", "/v1/tokens"),
     ("DELETE", "/v1/tokens/t_x"),

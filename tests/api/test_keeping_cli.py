@@ -110,3 +110,12 @@ def test_backup_and_restore(api: Api, tmp_path: Path) -> None:
     store.close()
     again = document("restore", tmp_path / "lab.tar", "--home", tmp_path / "new", code=2)
     assert "not empty" in again["error"]
+
+
+def test_events(api: Api) -> None:
+    job = api.submitted()["id"]
+    (told,) = document("events", "--verb", "submit")["items"]
+    assert (told["job_id"], told["actor"]) == (job, "ana")
+    plain = stoplab("events", "--limit", 2)
+    assert "token.create" in plain.stdout
+    assert "more: --after 2" in plain.stderr

@@ -140,3 +140,55 @@ def test_no_secret_of_a_token_is_at_rest(api: Api) -> None:
     for path in home.rglob("*"):
         if path.is_file():
             assert secret("ana").encode() not in path.read_bytes(), path
+
+
+class TestEvents:
+    def test_who_did_what_in_the_project(self, api: Api) -> None:
+        job_id = api.submitted()["id"]
+        with api.http("root") as http:
+            start = http.get("/v1/events", params={"limit": 1000}).json()["items"][-1]["seq"]
+            http.patch(f"/v1/jobs/{job_id}", json={"priority": 3}, headers={"If-Match": "*"})
+            http.post(f"/v1/jobs/{job_id}/cancel")
+            http.delete(f"/v1/jobs/{job_id}")
+            token = http.post("/v1/tokens", json={"name": "ci", "owner": "kim"}).json()["id"]
+            http.post(f"/v1/tokens/{token}/rotate")
+            http.delete(f"/v1/tokens/{token}")
+            told = http.get("/v1/events", params={"after": start}).json()
+        items = told["items"]
+        assert [item["verb"] for item in items] == [
+            "edit", "cancel", "delete", "token.create", "token.rotate", "token.revoke",
+        ]  # fmt: skip
+        assert {item["actor"] for item in items} == {"root"}
+        assert [item["job_id"] for item in items] == [job_id] * 3 + [None] * 3
+        assert all(token in item["message"] for item in items[3:])
+        assert told["next_after"] is None
+
+    def test_pages_and_filters(self, api: Api) -> None:
+        for _ in range(3):
+            api.submitted()
+        with api.http("root") as http:
+            seen, after = [], 0
+            while after is not None:
+                params = {"after": after, "limit": 2, "actor": "ana", "verb": "submit"}
+                page = http.get("/v1/events", params=params).json()
+                seen += page["items"]
+                after = page["next_after"]
+        assert len(seen) >= 3
+        assert [one["seq"] for one in seen] == sorted({one["seq"] for one in seen})
+        assert {(one["actor"], one["verb"]) for one in seen} == {("ana", "submit")}
+
+    def test_for_administrators_of_their_own_project(self, api: Api) -> None:
+        api.submitted()
+        with api.http("ana") as http:
+            assert http.get("/v1/events").status_code == 403
+        with api.http("eve") as http:
+            items = http.get("/v1/events").json()["items"]
+        assert {item["verb"] for item in items} == {"token.create"}
+        assert all("for eve" in item["message"] for item in items)
+
+    def test_who_was_refused_is_in_the_log(
+        self, api: Api, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with api.http("vera") as http:
+            http.get("/v1/tokens")
+        assert "refused code=forbidden owner=vera from=127.0.0.1 method=GET" in caplog.text

@@ -105,6 +105,7 @@ def test_the_example_specs_are_specs(kind: str) -> None:
         (bodies.JobListBody, examples.JOBS),
         (bodies.DryRunBody, examples.DRY_RUN),
         (answers.EventListBody, examples.EVENTS),
+        (answers.ProjectEventListBody, examples.PROJECT_EVENTS),
         (answers.TrialListBody, examples.TRIALS),
         (answers.MeBody, examples.ME),
         (answers.TokenListBody, examples.TOKENS),

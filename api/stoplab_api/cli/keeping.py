@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stoplab_api.cli.show import AsJson, print_json, print_table, print_text, reported
+from stoplab_api.cli.show import AsJson, connect, print_json, print_table, print_text, reported, say
 from stoplab_api.lab_secrets import opened
 from stoplab_platform.extras import Extra
 from stoplab_platform.settings import Settings
@@ -51,6 +51,31 @@ def prune(dry_run: DryRun = False, as_json: AsJson = False) -> None:
     ]
     print_table(("what", "how many", "size"), rows)
     print_text(f"{spelled(freed)} {'would be' if dry_run else 'are'} freed")
+
+
+@reported
+def events(
+    after: Annotated[int, typer.Option(help="Number of the last event that is known.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most events.")] = 100,
+    actor: Annotated[str | None, typer.Option(help="Done by this owner.")] = None,
+    verb: Annotated[str | None, typer.Option(help="Of this kind, as `token.create`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what happened in the project: who did what to which job or token."""
+    with connect() as client:
+        page = client.project_events(after=after, limit=limit, actor=actor, verb=verb)
+    if as_json:
+        print_json(page)
+        return
+    columns = ("seq", "at", "actor", "verb", "job", "from", "to", "reason", "message")
+    rows = [
+        (e.seq, f"{e.at:%Y-%m-%d %H:%M:%S}", e.actor, e.verb, e.job_id, e.from_state, e.to_state,
+         e.reason_code, e.message)
+        for e in page.items
+    ]  # fmt: skip
+    print_table(columns, rows)
+    if page.next_after is not None:
+        say(f"more: --after {page.next_after}")
 
 
 @reported

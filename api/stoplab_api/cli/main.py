@@ -38,7 +38,7 @@ def _calm() -> None:
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
     run.train, run.sweep, run.evaluate, submit.submit,
-    keeping.prune, keeping.backup, keeping.restore,
+    keeping.events, keeping.prune, keeping.backup, keeping.restore,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(compare.app, name="compare")
