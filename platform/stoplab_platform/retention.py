@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ FIRST_AFTER_S, AGAIN_S = 60.0, 600.0
 IN_USE_S = 3600.0
 """What was used so lately stays: a run that no store knows of may read it."""
 PAGE = 200
+GONE = ".gone-"
 
 
 @dataclass(frozen=True)
@@ -171,15 +172,19 @@ class _Entry:
 def _entries(cache: Path) -> Iterator[_Entry]:
     for kind in cache.iterdir() if cache.is_dir() else ():
         for path in kind.iterdir() if kind.is_dir() else ():
+            if path.suffix == ".lock":
+                continue
             stats = [file.stat() for file in _files(path)]
             used = max((max(s.st_atime, s.st_mtime) for s in stats), default=time.time())
             yield _Entry(path, sum(s.st_size for s in stats), used)
 
 
 def _found(
-    kind: Literal["checkpoints", "logs"], job: Job, folders: Iterable[Path]
+    kind: Literal["checkpoints", "logs"], job: Job, folders: Sequence[Path]
 ) -> Iterator[Due]:
     there = tuple(folder for folder in folders if folder.is_dir())
+    # And what an earlier removal left, when it was killed.
+    there += tuple(left for folder in folders for left in folder.parent.glob(f"{GONE}{kind}-*"))
     if there:
         size = sum(file.lstat().st_size for folder in there for file in _files(folder))
         yield Due(kind, size, len(there), job.id, there)
@@ -192,7 +197,7 @@ def _files(path: Path) -> list[Path]:
 
 def _remove(path: Path) -> None:
     """Nobody sees a part of a folder."""
-    gone = path.with_name(f".gone-{path.name}-{uuid4().hex[:8]}")
+    gone = path.with_name(f"{GONE}{path.name}-{uuid4().hex[:8]}")
     path.rename(gone)
     if gone.is_dir():
         shutil.rmtree(gone)

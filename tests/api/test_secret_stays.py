@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.secret_store import Secrets
@@ -78,6 +79,7 @@ def ended(api: Api, job_id: str) -> bool:
     return api.store.get(job_id).state in TERMINAL
 
 
+@pytest.mark.slow
 def test_a_job_that_used_it(home: Path, mlflow_uri: str, shared_cache: Path) -> None:
     folder = embedded_shards("digits", shared_cache)[0].parent
     with guarded(folder) as url, running_api(home, reconcile=True, reconcile_period_s=0.2) as api:
@@ -115,14 +117,14 @@ def test_a_job_that_used_it(home: Path, mlflow_uri: str, shared_cache: Path) -> 
             assert VALUE.encode() not in path.read_bytes(), path
 
 
-def test_a_run_that_prints_it(home: Path) -> None:
+def test_a_run_that_prints_it(home: Path, mlflow_uri: str) -> None:
     """Its output is its own, byte for byte; what the platform says of it is not."""
     code = (
         "from stoplab_platform.secret_store import Secrets\n"
         "from stoplab_platform.settings import Settings\n"
         "raise SystemExit('refused: ' + Secrets(Settings()).value('word'))\n"
     )
-    with running_lab(home, script(code)) as lab:
+    with running_lab(home, script(code), tracking_uri=mlflow_uri) as lab:
         Secrets(lab.settings).set("word", VALUE)
         spec = run_spec(data={"train": "digits", "storage": "secret://word"})
         job = lab.jobs.submit(ADMIN, spec).job

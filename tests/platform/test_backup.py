@@ -43,9 +43,11 @@ def begun(home: Path) -> Settings:
     return settings
 
 
-def test_a_round_trip_while_a_job_runs(home: Path, target: Path, tmp_path: Path) -> None:
+def test_a_round_trip_while_a_job_runs(
+    home: Path, target: Path, tmp_path: Path, mlflow_uri: str
+) -> None:
     """The restored lab goes on with the job from what it had saved."""
-    with running_lab(home, trainer(300)) as lab:
+    with running_lab(home, trainer(300), tracking_uri=mlflow_uri) as lab:
         job = lab.submit()
         Ledger(lab.folder(job)).plan([Cell(id="a-s0", index=0, arm="a", seed=0)])
         wait_for(lambda: lab.steps(job) > 20, "some steps", 60)
@@ -60,7 +62,7 @@ def test_a_round_trip_while_a_job_runs(home: Path, target: Path, tmp_path: Path)
     assert restore(target, root) == manifest
     saved = int((Home(root).job(job.id).root / "steps").read_text())
     assert saved >= 20
-    with running_lab(root, trainer(saved + 10)) as lab:
+    with running_lab(root, trainer(saved + 10), tracking_uri=mlflow_uri) as lab:
         done = lab.wait(job, State.SUCCEEDED)
         assert done.attempt == 2
         assert f"attempt 2 from {saved}" in lab.log(job)

@@ -96,6 +96,17 @@ def test_old_ones_lose_checkpoints_and_logs_and_nothing_else(home: Path, store: 
     assert Retention(store, settings).due() == []
 
 
+def test_a_removal_that_was_killed_is_ended_by_the_next(home: Path, store: JobStore) -> None:
+    settings = lab_settings(home, keep_checkpoints_days=0)
+    job = job_in(store, settings, State.SUCCEEDED)
+    run = settings.folders.job(job.id).run("run")
+    left = run.checkpoints.rename(run.root / ".gone-checkpoints-0123abcd")
+    (due,) = Retention(store, settings).due()
+    assert (due.paths, due.bytes) == ((left,), 100)
+    Retention(store, settings).apply([due])
+    assert not left.exists()
+
+
 def test_what_may_still_be_needed_stays(home: Path, store: JobStore) -> None:
     settings = lab_settings(home, keep_checkpoints_days=0, keep_logs_days=0)
     finished = [job_in(store, settings, State.FAILED) for _ in range(5)]

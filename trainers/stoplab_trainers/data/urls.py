@@ -70,21 +70,17 @@ def local_shards(
             f"{len(missing)} of {len(names)} shards do not exist, the first: {missing[0]}"
         )
     paths = [_fetched(name, cache, options) for name in names]
+    # What was fetched or made lies in the cache.
+    roots = None if settings.data_roots is None else [*settings.data_roots, cache]
     for name, path in zip(names, paths, strict=True):
         # Followed here and not only at the submit: links may have changed since.
-        if not is_inside(path, _roots(settings)):
+        if not is_inside(path, roots):
             raise DataError(f"{name} lies outside of what STOPLAB_DATA_ROOTS allows")
     plain = [_unpacked(path, cache) for path in paths]
     for path in {*paths, *plain}:
         if path.is_relative_to(cache):
             _note_use(path)
     return [LocalShard(name, path) for name, path in zip(names, plain, strict=True)]
-
-
-def _roots(settings: Settings) -> list[Path] | None:
-    """What was fetched or made lies in the home."""
-    roots = settings.data_roots
-    return None if roots is None else [*roots, settings.folders.cache]
 
 
 def _note_use(path: Path) -> None:
