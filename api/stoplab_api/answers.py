@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from stoplab_api.bodies import Role, Told
+from stoplab_api.bodies import Role, Scope, Told
 
 
 class EventBody(Told):
@@ -26,6 +26,21 @@ class EventListBody(Told):
     """A job's history, oldest first."""
 
     items: list[EventBody]
+
+
+class ProjectEventBody(EventBody):
+    """One thing that happened in a project."""
+
+    job_id: str | None
+    """Null where it was no job's: a token's."""
+
+
+class ProjectEventListBody(Told):
+    """What happened in a project, oldest first."""
+
+    items: list[ProjectEventBody]
+    next_after: int | None
+    """Give it as `after` for the next page; null on the last."""
 
 
 class TrialBody(Told):
@@ -93,6 +108,8 @@ class MeBody(Told):
     owner: str
     project: str
     role: Role
+    scopes: list[Scope] | None = None
+    """What of the role the token may use; null: all."""
 
 
 class TokenBody(Told):
@@ -106,6 +123,10 @@ class TokenBody(Told):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    scopes: list[Scope] | None = None
+    """What of its role it may use; null: all."""
+    last_used_at: datetime | None = None
+    """To the minute; null: never."""
 
 
 class FreshTokenBody(TokenBody):
@@ -202,6 +223,7 @@ class Code(StrEnum):
     INVALID_SPEC = "invalid-spec"
     KEY_REUSED = "idempotency-key-reused"
     PRECONDITION_REQUIRED = "precondition-required"
+    RATE_LIMITED = "rate-limited"
     INTERNAL = "internal"
     DATABASE_UNAVAILABLE = "database-unavailable"
     CLUSTER_UNAVAILABLE = "cluster-unavailable"

@@ -17,9 +17,11 @@ from stoplab_api.auth import caller
 from stoplab_api.context import Lab
 from stoplab_api.deps import known_parameters
 from stoplab_api.middleware import RequestLog
+from stoplab_api.rates import Rates
 from stoplab_api.routers import (
     artifacts,
     estimates,
+    events,
     health,
     jobs,
     logs,
@@ -30,12 +32,14 @@ from stoplab_api.routers import (
 )
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
+from stoplab_platform.redaction import RedactingFormatter
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.runner.ray_jobs import RayJobsRunner
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 
+LOG_FORMAT = "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
 GRACE_S = 5
 """Seconds that open requests have to end after SIGTERM."""
 
@@ -59,7 +63,7 @@ def create_app(
     app.add_middleware(RequestLog)
     handlers.install(app)
     guarded = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
-    for part in (jobs, estimates, logs, metrics, artifacts, studies, meta, tokens):
+    for part in (jobs, estimates, logs, metrics, artifacts, studies, meta, tokens, events):
         guarded.include_router(part.router)
     app.include_router(guarded)
     app.include_router(meta.open_router, prefix="/v1")
@@ -101,9 +105,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one, told in the log")
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter(LOG_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     serve(create_app(Settings()), host=arguments.host, port=arguments.port).run()
 
@@ -134,6 +138,7 @@ def _opened(
         store=store,
         jobs=Jobs(store, settings, reconciler.waiting, reconciler.wake),
         runner=runner,
+        rates=Rates.of(settings),
         reconciler=reconciler,
         reconciling=reconcile,
     )

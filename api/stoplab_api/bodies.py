@@ -12,6 +12,7 @@ LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-
 Priority = Annotated[int, Field(ge=-1000, le=1000)]
 Word = Annotated[str, StringConstraints(pattern=r"^[\w.@-]{1,64}$")]
 Role = Literal["viewer", "submitter", "admin"]
+Scope = Literal["jobs:read", "jobs:write", "tokens:admin"]
 
 
 class Asked(BaseModel):
@@ -109,6 +110,8 @@ class NewTokenBody(Asked):
     """Who uses it: owner of the jobs it submits."""
     role: Role = "submitter"
     """What it may do. Default submitter."""
+    scopes: list[Scope] | None = Field(default=None, min_length=1)
+    """What of its role it may use; null: all. No more than the maker's own. Default null."""
     expires_in_days: float | None = Field(default=None, gt=0, le=3660)
     """Days until it stops working; null: never. Default null."""
 

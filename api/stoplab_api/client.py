@@ -21,11 +21,12 @@ from stoplab_api.answers import (
     EventListBody,
     FreshTokenBody,
     MeBody,
+    ProjectEventListBody,
     TokenBody,
     TokenListBody,
     TrialListBody,
 )
-from stoplab_api.bodies import DryRunBody, JobBody, JobListBody, Role
+from stoplab_api.bodies import DryRunBody, JobBody, JobListBody, Role, Scope
 from stoplab_api.downloads import Download
 from stoplab_api.findings import (
     ArtifactBody,
@@ -199,6 +200,19 @@ class Client:
             if event.name == "event":
                 yield EventBody.model_validate_json(event.data)
 
+    def project_events(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        actor: str | None = None,
+        verb: str | None = None,
+    ) -> ProjectEventListBody:
+        """One page of what happened in the project, oldest first (for administrators)."""
+        params = {"after": after, "limit": limit, "actor": actor, "verb": verb}
+        answer = self._api.get("/v1/events", params)
+        return ProjectEventListBody.model_validate_json(answer.content)
+
     def estimate(self, spec: AnySpecData, *, images: int | None = None) -> EstimateBody:
         """What a spec would take; ``images`` of an epoch, where the server cannot count them."""
         body = {"spec": _plain(spec), "images": images}
@@ -337,11 +351,23 @@ class Client:
         return TokenListBody.model_validate_json(self._api.get("/v1/tokens").content).items
 
     def create_token(
-        self, name: str, *, owner: str, role: Role, expires_in_days: float | None = None
+        self,
+        name: str,
+        *,
+        owner: str,
+        role: Role,
+        expires_in_days: float | None = None,
+        scopes: Sequence[Scope] | None = None,
     ) -> FreshTokenBody:
         """A new token with its secret, shown this once (for administrators)."""
-        body = {"name": name, "owner": owner, "role": role, "expires_in_days": expires_in_days}
+        body = {"name": name, "owner": owner, "role": role, "expires_in_days": expires_in_days,
+                "scopes": None if scopes is None else list(scopes)}  # fmt: skip
         answer = self._api.ask("POST", "/v1/tokens", json=body)
+        return FreshTokenBody.model_validate_json(answer.content)
+
+    def rotate_token(self, token_id: str) -> FreshTokenBody:
+        """A new secret for a token, shown this once; the old one ends (for administrators)."""
+        answer = self._api.ask("POST", f"/v1/tokens/{token_id}/rotate")
         return FreshTokenBody.model_validate_json(answer.content)
 
     def revoke_token(self, token_id: str) -> None:

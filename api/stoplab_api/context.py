@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from stoplab_api.rates import Rates
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
 from stoplab_platform.runner.base import Runner
@@ -23,6 +24,7 @@ class Lab:
     store: JobStore
     jobs: Jobs
     runner: Runner
+    rates: Rates
     reconciler: Reconciler
     reconciling: bool
     """Whether this process runs the reconciler itself."""

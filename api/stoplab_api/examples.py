@@ -61,7 +61,8 @@ RETRY: dict[str, Any] = {
     "under a higher limit": {"limits": {"wall_hours": 12}},
 }
 NEW_TOKEN: dict[str, Any] = {
-    "submitter": {"name": "laptop", "owner": "ana", "role": "submitter", "expires_in_days": 90}
+    "submitter": {"name": "laptop", "owner": "ana", "role": "submitter", "expires_in_days": 90},
+    "scoped": {"name": "dashboard", "owner": "ana", "role": "admin", "scopes": ["jobs:read"]},
 }
 
 JOB: dict[str, Any] = {
@@ -213,6 +214,16 @@ EVENT: dict[str, Any] = {
     "message": None,
 }
 EVENTS: dict[str, Any] = {"items": [EVENT]}
+PROJECT_EVENTS: dict[str, Any] = {
+    "items": [
+        {**EVENT, "job_id": "j_01kb3w8f0e3g9q6w5t2s1r4y7z"},
+        {
+            **EVENT, "seq": 8, "actor": "root", "verb": "token.create", "to_state": None,
+            "message": "t_01kb3w8f0e3g9q6w5t2s1r4y7z laptop: submitter for ana", "job_id": None,
+        },
+    ],
+    "next_after": None,
+}  # fmt: skip
 EVENT_STREAM = (
     'event: event\ndata: {"seq": 7, "verb": "submit"}\nid: 7\n\n'
     'event: end\ndata: {"state": "SUCCEEDED"}\nid: 7\n\n'
@@ -334,6 +345,8 @@ TOKEN: dict[str, Any] = {
     "created_at": "2026-11-23T09:00:00.000Z",
     "expires_at": None,
     "revoked_at": None,
+    "scopes": None,
+    "last_used_at": "2026-11-23T09:30:00.000Z",
 }
 FRESH_TOKEN: dict[str, Any] = {**TOKEN, "secret": "stl_shown-this-once"}
 TOKENS: dict[str, Any] = {"items": [TOKEN]}

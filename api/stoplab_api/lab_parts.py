@@ -21,7 +21,7 @@ ASK_S = 5.0
 # What belongs to one job, or to another lab, and must not reach this one's servers.
 FOREIGN = (
     "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "RAY_TMPDIR",
-    "STOPLAB_API_URL", "STOPLAB_ATTEMPT", "STOPLAB_JOB_ID", "STOPLAB_TOKEN",
+    "STOPLAB_API_URL", "STOPLAB_ATTEMPT", "STOPLAB_JOB_ID", "STOPLAB_PROJECT", "STOPLAB_TOKEN",
     "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID",
 )  # fmt: skip
 # The head's, and so that of every job that it starts, a bare `ray job submit` too.

@@ -69,7 +69,8 @@ def _add_problems(operation: dict[str, Any]) -> None:
         del responses["422"]
     codes = [Code.INTERNAL]
     if "security" in operation:
-        codes += [Code.MALFORMED_REQUEST, Code.UNAUTHENTICATED, Code.DATABASE_UNAVAILABLE]
+        codes += [Code.MALFORMED_REQUEST, Code.UNAUTHENTICATED]
+        codes += [Code.RATE_LIMITED, Code.DATABASE_UNAVAILABLE]
     if "requestBody" in operation:
         codes += [Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_BODY]
     for status, response in documented(*codes).items():

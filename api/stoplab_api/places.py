@@ -6,22 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stoplab_platform.specs.data import EMBEDDED
-
-# Fields that may hold a local path, seen from a RunSpec or an EvaluationSpec.
-FIELDS = frozenset(
-    (
-        "data.train",
-        "data.val",
-        "data.test",
-        "data.eval.train",
-        "data.eval.val",
-        "data.eval.test",
-        "model.init_from",
-        "checkpoint.path",
-    )
-)
-SETS = frozenset(name for base in EMBEDDED for name in (base, f"{base}/train", f"{base}/test"))
+from stoplab_platform.specs.places import FIELDS, SETS
 
 
 def absolute_paths(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:

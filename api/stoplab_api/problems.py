@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,6 +16,9 @@ from stoplab_platform.errors import Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+REFUSED = (401, 403, 429)
+"""Of these the log tells who asked."""
+_log = logging.getLogger("stoplab.api")
 
 
 class Kind(BaseModel):
@@ -44,7 +48,8 @@ KINDS: dict[Code, Kind] = {
             403,
             "The token may not do this",
             "Viewers read; submitters submit, and change their own jobs; administrators change "
-            "every job of their project, and its tokens.",
+            "every job of their project, and its tokens. A token with scopes may use no more of "
+            "its role than they name.",
         ),
         Code.NOT_FOUND: (
             404,
@@ -105,6 +110,12 @@ KINDS: dict[Code, Kind] = {
             428,
             "If-Match is required",
             "Read the job, and send its `ETag` as `If-Match`, so that no change is lost.",
+        ),
+        Code.RATE_LIMITED: (
+            429,
+            "Too many requests",
+            "Ask again after `Retry-After` seconds. Each token has a rate of its own; an address "
+            "that sends wrong tokens has to wait as well.",
         ),
         Code.INTERNAL: (
             500,
@@ -190,6 +201,16 @@ def answer(request: Request, problem: ApiProblem) -> JSONResponse:
         request_id=request.state.request_id,
         errors=problem.errors,
     )
+    if kind.status in REFUSED:
+        _log.warning(
+            "refused code=%s owner=%s from=%s method=%s path=%s request_id=%s",
+            problem.code,
+            getattr(request.state, "owner", None),
+            request.client.host if request.client else None,
+            request.method,
+            request.url.path.encode("unicode_escape").decode(),
+            body.request_id,
+        )
     # The middleware is not reached again when it is the whole server that failed.
     headers = {"X-Request-ID": body.request_id, **problem.headers}
     if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -19,6 +19,9 @@ PAUSES_S = (0.2, 1.0, 3.0)
 """Between the tries of one call."""
 PATIENCE_S = 60.0
 """How long a stream, or a wait, outlives the server's silence."""
+LATER = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+"""Answers to what was not done, and may be asked again."""
+MOST_PAUSE_S = 10.0
 STREAM_TIMEOUT_S = 30.0  # the server says something every 15 s
 RETRY_S = 0.5
 
@@ -91,8 +94,9 @@ class Transport:
                 if not safe and not isinstance(error, httpx.ConnectError):
                     raise self._unreachable(error) from error
             else:
-                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                if answer.status_code not in LATER:
                     return checked(answer)
+                pause = max(pause, _asked_pause_s(answer))
             time.sleep(pause)
         try:
             return checked(self._http.send(request))
@@ -222,9 +226,16 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[str]:
         yield from (line.removesuffix(b"\r").decode(errors="replace") for line in whole)
 
 
+def _asked_pause_s(answer: httpx.Response) -> float:
+    """What a limit on the rate asks for. (Of a part that is away nobody knows.)"""
+    asked = answer.headers.get("Retry-After", "")
+    limited = answer.status_code == httpx.codes.TOO_MANY_REQUESTS and asked.isdecimal()
+    return min(float(asked), MOST_PAUSE_S) if limited else 0.0
+
+
 def _passes(error: httpx.TransportError | ApiError) -> bool:
     """Whether it may be better in a moment."""
-    return not isinstance(error, ApiError) or error.status == httpx.codes.SERVICE_UNAVAILABLE
+    return not isinstance(error, ApiError) or error.status in LATER
 
 
 def _given(params: Mapping[str, Any]) -> dict[str, Any]:

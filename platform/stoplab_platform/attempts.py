@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -66,7 +67,10 @@ class Attempts:
         return Launch(
             submission_id=submission_id(job.id, job.attempt),
             entrypoint=[*supervisor, *attempt, *tied, *self._command],
-            env=attempt_env(self._settings, job.id, job.attempt),
+            env={
+                **attempt_env(self._settings, job.id, job.attempt),
+                "STOPLAB_PROJECT": job.project,
+            },
             gpus=_gpus_in_place(job),
             metadata={"job": job.id, "kind": job.kind, "name": job.name, "owner": job.owner},
         )
@@ -74,7 +78,11 @@ class Attempts:
 
 def attempt_env(settings: Settings, job_id: str, attempt: int) -> dict[str, str]:
     """The environment of an attempt's processes."""
+    roots = settings.data_roots
+    limits = {} if roots is None else {"STOPLAB_DATA_ROOTS": os.pathsep.join(map(str, roots))}
     return {
+        **limits,
+        "STOPLAB_DATA_SCHEMES": ",".join(settings.data_schemes),
         "STOPLAB_HOME": str(settings.home),
         "STOPLAB_JOB_ID": job_id,
         "STOPLAB_ATTEMPT": str(attempt),

@@ -9,12 +9,13 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from stoplab_platform.admission import Resources, one_trial
+from stoplab_platform.admission import one_trial
 from stoplab_platform.cost import Flops, Memory, Parameters, Range, encoder_flops, flops
 from stoplab_platform.cost import memory as memory_of
 from stoplab_platform.cost import parameters as parameters_of
 from stoplab_platform.counting import Count, count_images
 from stoplab_platform.rates import Confidence, Measured, Rate, rate
+from stoplab_platform.resources import Resources
 from stoplab_platform.specs import (
     AnySpec,
     ComparisonSpec,

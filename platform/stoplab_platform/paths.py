@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,9 +208,14 @@ class JobFolder:
         return self.root / "runs"
 
     @property
+    def logs(self) -> Path:
+        """Folder of the driver's log."""
+        return self.root / "logs"
+
+    @property
     def driver_log(self) -> Path:
         """What the driver wrote, over all attempts."""
-        return self.root / "logs" / "driver.log"
+        return self.logs / "driver.log"
 
     def rank_log(self, rank: int) -> Path:
         """What one rank of a pretraining job wrote, over all attempts."""
@@ -273,6 +279,15 @@ class Home:
         return self.root / "tokens" / "ray"
 
     @property
+    def all_secrets(self) -> Path:
+        """A folder for each project's secrets."""
+        return self.root / "secrets"
+
+    def secrets(self, project: str) -> Path:
+        """A project's secrets, a file each (0600)."""
+        return self.all_secrets / project
+
+    @property
     def lab(self) -> Path:
         """The running lab: addresses and process ids."""
         return self.root / "lab.json"
@@ -294,6 +309,11 @@ class Home:
     def job(self, job_id: str) -> JobFolder:
         """A job's folder."""
         return JobFolder(self.jobs / job_id)
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether a text of a user's may name a file: one part, and no hidden one."""
+    return re.fullmatch(r"[A-Za-z0-9_@][\w.@-]{0,63}", text, re.ASCII) is not None
 
 
 def write_atomic(path: Path, text: str) -> None:

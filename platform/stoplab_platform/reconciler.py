@@ -35,10 +35,12 @@ from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.observe import Observer
 from stoplab_platform.queueing import ACTOR, Queue
+from stoplab_platform.retention import Keeper
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.settings import Settings
 from stoplab_platform.settle import Settler
 from stoplab_platform.usage import Exceeded, exceeded, has_limits
+from stoplab_platform.webhooks import Notifier
 
 log = logging.getLogger("stoplab.reconciler")
 
@@ -61,6 +63,8 @@ class Reconciler:
         self._observer = Observer(settings.folders, runner, self._patience)
         self._attempts = Attempts(runner, settings, command)
         self._settler = Settler(store, settings)
+        self._notifier = Notifier(store, settings)
+        self._keeper = Keeper(store, settings)
         self._wake = threading.Event()
         self._last_pass = time.monotonic()
         self._noted: set[str] = set()
@@ -90,6 +94,8 @@ class Reconciler:
             self._wake.wait(self._settings.reconcile_period_s)
             self._wake.clear()
         self._settler.close()
+        self._notifier.close()
+        self._keeper.close()
 
     def pass_once(self) -> None:
         """Look at every unfinished job once, and do what is due."""
@@ -99,6 +105,8 @@ class Reconciler:
             if job.state is not State.QUEUED:
                 self._guarded(job)
         self._settler.settle(self._store.unsettled())
+        self._notifier.notify()
+        self._keeper.tidy()
         self._last_pass = time.monotonic()
 
     def _guarded(self, job: Job) -> None:

@@ -9,7 +9,7 @@ from shutil import rmtree
 from typing import Any
 
 from stoplab_platform.admission import QueueInfo, capacity, misfits, overruns, told_limits
-from stoplab_platform.errors import Conflict, Forbidden, IllegalMove, Problem, SpecError
+from stoplab_platform.errors import Conflict, Forbidden, IllegalMove, NotFound, SpecError
 from stoplab_platform.extend import extended, limited
 from stoplab_platform.handoff import request_stop
 from stoplab_platform.ids import new_job_id
@@ -31,6 +31,7 @@ from stoplab_platform.paths import write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
 from stoplab_platform.specs.base import canonical_digest
+from stoplab_platform.trust import untrusted
 
 TRIES = 5  # against somebody else's move coming between
 
@@ -54,9 +55,11 @@ class Jobs:
         """The store below."""
         return self._store
 
-    def check(self, spec: AnySpec, project: str) -> None:
-        """SpecError when the spec can never run in this lab or project, or beyond its limits."""
-        problems = list(overruns(spec))
+    def check(self, principal: Principal, spec: AnySpec) -> None:
+        """SpecError when the spec can never run in this lab or project, or may not."""
+        project = principal.project
+        problems = [*untrusted(spec.plain(), self._settings, project, self._has_job(project))]
+        problems += overruns(spec)
         if self._settings.capacity_declared:
             problems += misfits(spec, capacity(self._settings), "this lab has {} in all")
         quota = self._settings.quota(project).resources
@@ -77,7 +80,7 @@ class Jobs:
     ) -> Submitted:
         """Accept a job; the same key and body give the same job, another body KeyReused."""
         _may_submit(principal)
-        self.check(spec, principal.project)
+        self.check(principal, spec)
         new = NewJob(
             id=new_job_id(),
             kind=spec.kind,
@@ -218,6 +221,15 @@ class Jobs:
         queued = [job.id for job in jobs if job.state is State.QUEUED]
         queue = self._queue(queued) if queued else {}
         return [job_view(job, histories[job.id], queue.get(job.id), self._settings) for job in jobs]
+
+    def _has_job(self, project: str) -> Callable[[str], bool]:
+        def has(job_id: str) -> bool:
+            with suppress(NotFound):
+                self._store.get(job_id, project)
+                return True
+            return False
+
+        return has
 
     def _change(self, principal: Principal, job_id: str, change: Callable[[Job, str], Job]) -> Job:
         """Apply a change to the job as it is now; again when somebody came between."""

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, Json, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    Json,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from stoplab_platform.errors import SettingsError
+from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.paths import Home
 from stoplab_platform.quotas import OTHERS, Quota
+
+DATA_SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "http", "https", "memory")
+
+
+def _parts(sign: str) -> BeforeValidator:
+    """Reads a list from text, its items parted by ``sign``."""
+    return BeforeValidator(
+        lambda given: [one for one in given.split(sign) if one] if isinstance(given, str) else given
+    )
 
 
 class Settings(BaseSettings):
@@ -40,8 +59,34 @@ class Settings(BaseSettings):
     """Set by the supervisor: the job a process belongs to."""
     attempt: int | None = None
     """Set by the supervisor: the attempt a process belongs to."""
+    project: str = "default"
+    """Set for attempts: the project that a process works for, and so whose secrets it reads."""
+    secrets_on_nodes: bool = False
+    """Secrets are in the nodes' environment alone, so that the API does not look for them."""
+    data_roots: Annotated[tuple[Path, ...] | None, NoDecode, _parts(os.pathsep)] = None
+    """Folders that local paths in specs must lie below; null: any."""
+    data_schemes: Annotated[tuple[str, ...], NoDecode, _parts(",")] = DATA_SCHEMES
+    """Schemes of URLs that specs may name."""
     reconcile_period_s: float = 2.0
     """Seconds between two passes of the reconciler."""
+    webhook_url: str | None = Field(default=None, repr=False)
+    """Address that is told when jobs end; `secret://NAME` for one that is a secret itself."""
+    webhook_secret: str | None = Field(default=None, repr=False)
+    """Key of the signature; `secret://NAME`, as a rule."""
+    webhook_states: Annotated[tuple[State, ...], NoDecode, _parts(",")] = tuple(sorted(TERMINAL))
+    """States that are told."""
+    keep_checkpoints_days: float | None = Field(default=None, ge=0)
+    """Days after a job's end until its checkpoints go; null: never."""
+    keep_logs_days: float | None = Field(default=None, ge=0)
+    """Days after a job's end until its logs go; null: never."""
+    keep_keys_days: float | None = Field(default=30, ge=0)
+    """Days that a client's idempotency key is remembered; null: for ever."""
+    cache_bytes: int | None = Field(default=None, ge=0)
+    """What the cache may hold; null: anything."""
+    rate_per_s: float = Field(default=200, ge=0)
+    """Requests a second that one token may make, on each replica; 0: no limit."""
+    rate_burst: int = Field(default=2000, ge=1)
+    """Requests that it may make at once."""
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     """Where MLflow listens; null: SQLite in the home."""
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
@@ -95,6 +140,10 @@ class Settings(BaseSettings):
             return self.mlflow_tracking_uri
         self.folders.mlflow.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{self.folders.mlflow_database}"
+
+    def secret_variable(self, name: str) -> str | None:
+        """A secret of the environment: STOPLAB_SECRET_ and its name in capitals."""
+        return os.environ.get(f"STOPLAB_SECRET_{re.sub('[.-]', '_', name).upper()}")
 
     @property
     def database(self) -> str:

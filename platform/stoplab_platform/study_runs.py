@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from itertools import product
 
-from stoplab_platform.admission import Resources, cells, demand, one_trial
+from stoplab_platform.admission import demand, one_trial
 from stoplab_platform.cost import coarse
 from stoplab_platform.errors import SpecError
 from stoplab_platform.masks import with_ratio
+from stoplab_platform.resources import Resources
 from stoplab_platform.specs import AnySpec, ComparisonSpec, RunSpec, SweepSpec, applied
 from stoplab_platform.specs.masking import MaskingSpec
 from stoplab_platform.specs.sweep import MASKING_RATIO
@@ -32,11 +33,11 @@ def variants(spec: RunSpec | SweepSpec | ComparisonSpec) -> Iterator[RunSpec]:
 
 
 def number(spec: RunSpec | SweepSpec | ComparisonSpec, capacity: Resources) -> tuple[int, int]:
-    """Runs in all, and runs at a time."""
+    """Whole trainings in all (the legs of a population's member are one), and runs at a time."""
     if isinstance(spec, RunSpec):
         return 1, 1
     whole, trial = demand(spec, capacity), one_trial(spec).within(capacity)
-    return cells(spec), max(1, trial.times_in(whole))
+    return min(spec.most_at_once(), spec.limits.trials), max(1, trial.times_in(whole))
 
 
 def shorter(spec: AnySpec) -> float:

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from math import inf
 from types import FrameType
@@ -27,13 +28,15 @@ import yaml
 from stoplab_platform.attempts import attempt_env
 from stoplab_platform.child import Child
 from stoplab_platform.contact import Contact
-from stoplab_platform.errors import Fenced
+from stoplab_platform.errors import Fenced, SettingsError
 from stoplab_platform.exits import Exit
 from stoplab_platform.failures import cause, explained
 from stoplab_platform.fence import bury, claim_attempt, own, owner
 from stoplab_platform.handoff import Result, read_stop
 from stoplab_platform.jobs.states import STUDIES, ReasonCode
 from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.redaction import redacted
+from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import drain
 
@@ -111,6 +114,8 @@ class Supervisor:
             return self._leave(Exit.FAILED, "an older attempt still lives, on another machine")
         if read_stop(self._folder, self._attempt):
             return self._leave(Exit.STOPPED, "stopped before it began")
+        with suppress(SettingsError, OSError):  # the entrypoint says what is missing
+            self._hide_secrets()
         command = self._command or entrypoint(self._folder)
         env = attempt_env(self._settings, self._job_id, self._attempt)
         try:
@@ -152,6 +157,11 @@ class Supervisor:
     def _fenced(self) -> Fenced:
         return Fenced(f"{self._folder.root} is no longer attempt {self._attempt}'s, which ends")
 
+    def _hide_secrets(self) -> None:
+        """The message of the result is a line of the run's own, and goes into the database."""
+        spec = yaml.safe_load(self._folder.spec.read_text())
+        Secrets(self._settings).hide_those_in(spec)
+
     def _drain(self) -> None:
         """Send what the runs left for the tracker, unless somebody waits for the end."""
         deadline = time.monotonic() + (DRAIN_S if self._ending is None else 0)
@@ -164,6 +174,7 @@ class Supervisor:
         """Write the result, unless the folder is another's by now, or gone."""
         if owner(self._folder) != self._attempt:
             raise self._fenced()
+        message = None if message is None else redacted(message)
         result = judge(
             self._attempt, code, message, self._ending,
             words=self._last_words(child), oom=child is not None and child.met_oom(),

@@ -24,6 +24,7 @@ from stoplab_platform.exits import Exit
 from stoplab_platform.handoff import request_stop
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import Intent
+from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec, parse_assignments
 from stoplab_sweeps.cells import Start, StudySpec, train
@@ -44,7 +45,9 @@ def main(arguments: list[str] | None = None) -> Exit:
         spec = load_spec(options.spec, parse_assignments(options.changes))
         if not isinstance(spec, SweepSpec | ComparisonSpec):
             raise SpecError.of("kind", "give a spec of kind sweep or compare to this command")
-        start = _start(Settings())
+        settings = Settings()
+        Secrets(settings).hide_those_in(spec.plain())
+        start = _start(settings)
         log.info("job %s  %s", start.job_id, start.folder.root)
         with _interruptible(start):
             code = run_study(spec, start, schedule=run_in_tune, execute=train)

@@ -110,6 +110,7 @@ def test_the_example_specs_are_specs(kind: str) -> None:
         (findings.SeriesListBody, examples.SERIES),
         (findings.ArtifactListBody, examples.ARTIFACTS),
         (answers.EventListBody, examples.EVENTS),
+        (answers.ProjectEventListBody, examples.PROJECT_EVENTS),
         (answers.TrialListBody, examples.TRIALS),
         (answers.MeBody, examples.ME),
         (answers.TokenListBody, examples.TOKENS),

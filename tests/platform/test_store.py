@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from stoplab_platform.errors import (
     StoreUnavailable,
 )
 from stoplab_platform.jobs.database import Database
-from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuery, Role
+from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuery, Role, Scope
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.jobs.tables import Base
@@ -256,7 +257,9 @@ class TestTokens:
         principal = store.principal(secret)
         assert principal is not None
         assert (principal.owner, principal.project, principal.role) == ("ana", "p", Role.VIEWER)
-        assert store.tokens("p") == [token]
+        (kept,) = store.tokens("p")
+        assert kept.last_used_at is not None
+        assert replace(kept, last_used_at=None) == token
         assert store.tokens("other") == []
         engine = create_engine(url)
         with engine.connect() as connection:
@@ -283,6 +286,41 @@ class TestTokens:
         )
         assert secret == given
         assert store.principal(given) is not None
+
+    def test_a_rotated_one_has_another_secret_and_lives_as_long_again(
+        self, store: JobStore
+    ) -> None:
+        words = {"owner": "ana", "project": "p", "role": Role.ADMIN}
+        soon = datetime.now(UTC) + timedelta(hours=1)
+        token, old = store.create_token("a", expires_at=soon, **words)  # type: ignore[arg-type]
+        with pytest.raises(NotFound):
+            store.rotate_token(token.id, "other")
+        fresh, new = store.rotate_token(token.id, "p")
+        assert fresh.id == token.id
+        assert fresh.expires_at is not None
+        assert fresh.expires_at - fresh.created_at == soon - token.created_at
+        assert store.principal(old) is None
+        assert store.principal(new) is not None
+        store.revoke_token(token.id, "p")
+        with pytest.raises(NotFound, match="revoked"):
+            store.rotate_token(token.id, "p")
+
+    def test_its_use_is_noted_once_a_minute(self, store: JobStore) -> None:
+        _, secret = store.create_token("a", owner="ana", project="p", role=Role.VIEWER)
+        store.principal(secret)
+        (first,) = store.tokens("p")
+        store.principal(secret)
+        assert store.tokens("p") == [first]
+        assert first.last_used_at is not None
+
+    def test_scopes_are_kept(self, store: JobStore) -> None:
+        scopes = frozenset({Scope.JOBS_READ})
+        _, secret = store.create_token(
+            "a", owner="ana", project="p", role=Role.ADMIN, scopes=scopes
+        )
+        principal = store.principal(secret)
+        assert principal is not None
+        assert principal.scopes == scopes
 
 
 class TestDatabase:

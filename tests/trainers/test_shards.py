@@ -159,7 +159,7 @@ def test_an_index_is_read_once_and_again_when_the_shard_changes(
         ([], "no shards"),
         (["{tmp}/real.tar", "{tmp}/real.tar"], r"real\.tar is named 2 times"),
         ("pipe:cat {tmp}/real.tar", "commands are not run"),
-        ("zip://a.tar::memory://b.zip", "no others"),
+        ("zip://a.tar::memory://b.zip", "chained"),
         ("ftp://host/a.tar", "no others"),
         ("abfs://box/a.tar", "adlfs"),
         ("memory://nothing/a.tar", "does not exist"),

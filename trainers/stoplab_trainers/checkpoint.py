@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from stoplab_platform.errors import CheckpointError
+from stoplab_platform.settings import Settings
+from stoplab_platform.specs.places import is_inside
 
 log = logging.getLogger("stoplab.checkpoint")
 
@@ -137,6 +139,14 @@ def _retain(folder: Path, step: int, keep: int) -> None:
             shutil.rmtree(path)
     for path in older[keep:]:
         shutil.rmtree(path)
+
+
+def permitted(place: str) -> Path:
+    """The folder that a spec names; CheckpointError outside of what the lab allows."""
+    path = Path(place)
+    if not is_inside(path, Settings().data_roots):
+        raise CheckpointError(f"{place} lies outside of what STOPLAB_DATA_ROOTS allows")
+    return path
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

@@ -81,7 +81,7 @@ def _checkpoint_path(ref: CheckpointRef, settings: Settings) -> Path:
 
 def _named_folder(ref: CheckpointRef, settings: Settings) -> Path:
     if ref.path is not None:
-        return Path(ref.path)
+        return checkpoint.permitted(ref.path)
     if ref.job is not None:
         return settings.folders.job(ref.job).run("run").root
     assert ref.mlflow_run is not None, "a reference names one of the three"

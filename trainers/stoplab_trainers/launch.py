@@ -22,6 +22,7 @@ import torch
 
 from stoplab_platform.errors import Fenced, StoplabError, Stopped
 from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
+from stoplab_platform.redaction import RedactingFormatter, redacted
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.cluster import connected
@@ -84,7 +85,7 @@ def rank_log(folder: RunFolder, rank: int) -> Iterator[None]:
     """Write the block's log lines into the rank's own file as well."""
     folder.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder.rank_log(rank))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s"))
     root = logging.getLogger("stoplab")
     root.setLevel(logging.INFO)
     root.addHandler(handler)
@@ -222,7 +223,7 @@ def _worker(config: dict[str, Any]) -> None:
         except Fenced as error:
             log.warning("%s", error)  # and no note: the folder is another's
         except HOPELESS as error:
-            write_json(_end_note(folder), {"failed": f"{type(error).__name__}: {error}"})
+            write_json(_end_note(folder), {"failed": redacted(f"{type(error).__name__}: {error}")})
             raise
 
 

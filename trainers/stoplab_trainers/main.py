@@ -26,6 +26,7 @@ from stoplab_platform.errors import (
 from stoplab_platform.exits import Exit
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.paths import JobFolder
+from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec, RunSpec, load_spec, parse_assignments
 from stoplab_platform.tracking import RunIdentity, drain
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> Exit:
     try:
         spec = load_spec(options.spec, parse_assignments(options.changes))
         settings = Settings()
+        Secrets(settings).hide_those_in(spec.plain())
         job_id = settings.job_id or new_job_id()
         folder = settings.folders.job(job_id)
         folder.root.mkdir(parents=True, exist_ok=True)

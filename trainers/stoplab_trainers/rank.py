@@ -104,7 +104,7 @@ def run_rank(
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
     settings = Settings()
-    shards = ShardSet.open(spec.data.train, settings.folders.cache)
+    shards = ShardSet.open(spec.data.train, settings.folders.cache, spec.data.storage)
     facts = _facts(spec, world, shards) | _descent(leg)
     run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
@@ -242,7 +242,7 @@ def _start(run: Run, folder: RunFolder, owner: Mapping[str, str], leg: Leg | Non
             raise CheckpointError(f"{given} is not the end of the run that {leg.after} holds")
         log.info("goes on from %s at step %d", leg.after.name, run.step)
     elif run.spec.model.init_from:
-        _, state = checkpoint.load(Path(run.spec.model.init_from), identity=None)
+        _, state = checkpoint.load(checkpoint.permitted(run.spec.model.init_from), identity=None)
         run.model.load_state_dict(state["model"])
         run.target.load_state_dict(state["target"])
         run.record = PairingRecord(run.model.state_dict())

@@ -6,7 +6,20 @@ import logging
 
 import typer
 
-from stoplab_api.cli import compare, demo, doctor, estimate, jobs, lab, run, spec, submit, tokens
+from stoplab_api.cli import (
+    compare,
+    demo,
+    doctor,
+    estimate,
+    jobs,
+    keeping,
+    lab,
+    run,
+    secrets,
+    spec,
+    submit,
+    tokens,
+)
 
 app = typer.Typer(
     name="stoplab",
@@ -26,10 +39,12 @@ def _calm() -> None:
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
     run.train, run.sweep, run.evaluate, estimate.estimate, submit.submit,
+    keeping.events, keeping.prune, keeping.backup, keeping.restore,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(compare.app, name="compare")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(spec.app, name="spec")
 app.add_typer(tokens.app, name="tokens")
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stoplab_api.answers import FreshTokenBody
+from stoplab_api.bodies import NewTokenBody
 from stoplab_api.cli.show import (
     AsJson,
     connect,
@@ -16,6 +18,8 @@ from stoplab_api.cli.show import (
     reported,
     say,
 )
+from stoplab_api.lab_secrets import create_directly
+from stoplab_platform.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="API tokens of your project.")
 
@@ -28,6 +32,14 @@ class TokenRole(StrEnum):
     ADMIN = "admin"
 
 
+class TokenScope(StrEnum):
+    """A part of what a role may do."""
+
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    TOKENS_ADMIN = "tokens:admin"
+
+
 @app.command()
 @reported
 def create(
@@ -37,18 +49,43 @@ def create(
     expires_in_days: Annotated[
         float | None, typer.Option(help="Days until it stops working; default never.")
     ] = None,
+    scope: Annotated[
+        list[TokenScope] | None,
+        typer.Option(help="What of its role it may use; may be repeated. Default all."),
+    ] = None,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            help="Make it in this project, which it may begin: written straight into the home's "
+            "database, so that no token is needed. Default: your own project, by the API."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a token; its secret is shown this once."""
+    asked = NewTokenBody(
+        name=name,
+        owner=owner,
+        role=role.value,
+        expires_in_days=expires_in_days,
+        scopes=[one.value for one in scope] if scope else None,
+    )
+    if project is not None:
+        _show(create_directly(Settings(), project, asked), as_json)
+        return
     with connect() as client:
-        token = client.create_token(
-            name, owner=owner, role=role.value, expires_in_days=expires_in_days
-        )
-    if as_json:
-        print_json(token)
-    else:
-        say(f"{token.id}: {token.role} for {token.owner}; the secret is shown only now")
-        print_text(token.secret)
+        _show(client.create_token(**asked.model_dump()), as_json)
+
+
+@app.command()
+@reported
+def rotate(
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN", help="A token's id.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give a token a new secret, shown this once; the old one ends at once."""
+    with connect() as client:
+        _show(client.rotate_token(token_id), as_json)
 
 
 @app.command("list")
@@ -60,14 +97,13 @@ def list_tokens(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"items": [token.model_dump(mode="json") for token in tokens]})
     else:
-        columns = ("id", "name", "owner", "role", "created", "expires", "revoked")
-        print_table(
-            columns,
-            [
-                (t.id, t.name, t.owner, t.role, t.created_at, t.expires_at, t.revoked_at)
-                for t in tokens
-            ],
-        )
+        columns = ("id", "name", "owner", "role", "scopes", "used", "expires", "revoked")
+        rows = [
+            (t.id, t.name, t.owner, t.role, " ".join(t.scopes or ["all"]),
+             t.last_used_at, t.expires_at, t.revoked_at)
+            for t in tokens
+        ]  # fmt: skip
+        print_table(columns, rows)
 
 
 @app.command()
@@ -83,3 +119,12 @@ def revoke(
         print_json({"id": token_id, "revoked": True})
     else:
         print_text(f"{token_id} is revoked")
+
+
+def _show(token: FreshTokenBody, as_json: bool) -> None:
+    if as_json:
+        print_json(token)
+    else:
+        whose = f"{token.role} for {token.owner} in {token.project}"
+        say(f"{token.id}: {whose}; the secret is shown only now")
+        print_text(token.secret)

@@ -47,7 +47,7 @@ def make_estimate(
     The spec is checked as a submit checks it; nothing is stored.
     """
     spec = spec_of(body.spec)
-    lab.jobs.check(spec, caller.project)
+    lab.jobs.check(caller, spec)
     page = lab.jobs.list(caller, JobQuery(limit=LOOKED_AT))
     return Json(_told(lab, caller, spec, _measured(lab, page.items), body.images).plain())
 

@@ -29,7 +29,7 @@ from stoplab_api.problems import ApiProblem, documented, field_errors
 from stoplab_api.rendering import Json
 from stoplab_platform.admission import capacity, demand
 from stoplab_platform.errors import Conflict, SpecError
-from stoplab_platform.jobs.models import Job, JobQuery
+from stoplab_platform.jobs.models import Job, JobQuery, Principal
 from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.specs import AnySpec, parse_spec
 
@@ -80,7 +80,7 @@ def submit_job(
     """Accept a job. Relative local paths in its spec count from the server's working folder."""
     spec = spec_of(body.spec)
     if dry_run:
-        return Json(_dry_run(lab, caller.project, spec, body))
+        return Json(_dry_run(lab, caller, spec, body))
     taken = lab.jobs.submit(
         caller, spec, labels=body.labels, priority=body.priority, key=idempotency_key
     )
@@ -278,9 +278,9 @@ def spec_of(data: Any) -> AnySpec:
     return parse_spec(data)
 
 
-def _dry_run(lab: Lab, project: str, spec: AnySpec, body: SubmitBody) -> dict[str, Any]:
-    lab.jobs.check(spec, project)
-    needs = demand(spec, capacity(lab.settings), lab.settings.quota(project))
+def _dry_run(lab: Lab, caller: Principal, spec: AnySpec, body: SubmitBody) -> dict[str, Any]:
+    lab.jobs.check(caller, spec)
+    needs = demand(spec, capacity(lab.settings), lab.settings.quota(caller.project))
     return {
         "dry_run": True,
         "kind": spec.kind,

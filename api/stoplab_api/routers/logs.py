@@ -21,7 +21,7 @@ from stoplab_api.problems import documented
 from stoplab_platform.errors import NotFound, StoreUnavailable
 from stoplab_platform.jobs.models import Event, Job
 from stoplab_platform.jobs.states import TERMINAL
-from stoplab_platform.jobs.views import stamp
+from stoplab_platform.jobs.views import event_view
 
 POLL_S = 0.25
 
@@ -104,7 +104,7 @@ def list_events(
     after = int(last_event_id or 0)
     if follow:
         return sse.stream(_follow_events(lab, job.id, after))
-    return {"items": [_event(event) for event in lab.store.events(job.id, after)]}
+    return {"items": [event_view(event) for event in lab.store.events(job.id, after)]}
 
 
 async def _follow_log(
@@ -131,7 +131,7 @@ async def _follow_events(lab: Lab, job_id: str, after: int) -> AsyncIterator[sse
         ended = await run_sync(_ended, lab, job_id)
         for event in await run_sync(_events_after, lab, job_id, after):
             after = event.seq
-            yield sse.Event("event", json.dumps(_event(event)), str(after))
+            yield sse.Event("event", json.dumps(event_view(event)), str(after))
         if ended is not None:
             yield _end(ended, str(after))
             return
@@ -163,16 +163,3 @@ def _events_after(lab: Lab, job_id: str, after: int) -> Sequence[Event]:
 
 def _end(state: str, position: str) -> sse.Event:
     return sse.Event("end", json.dumps({"state": state}), position)
-
-
-def _event(event: Event) -> dict[str, Any]:
-    return {
-        "seq": event.seq,
-        "at": stamp(event.at),
-        "actor": event.actor,
-        "verb": event.verb,
-        "from_state": event.from_state,
-        "to_state": event.to_state,
-        "reason_code": event.reason_code,
-        "message": event.message,
-    }

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 
 from stoplab_api.answers import ClusterBody, Code, MeBody
-from stoplab_api.auth import Caller
+from stoplab_api.auth import Caller, Known
 from stoplab_api.context import Lab, LabDep
 from stoplab_api.examples import CLUSTER, ME
 from stoplab_api.problems import KINDS as PROBLEM_KINDS
@@ -33,9 +33,11 @@ open_router = APIRouter(tags=["lab"])
     response_model=MeBody,
     responses={200: {"content": {"application/json": {"example": ME}}}},
 )
-def show_me(caller: Caller) -> Any:
+def show_me(caller: Known) -> Any:
     """Whom the token speaks for."""
-    return {"owner": caller.owner, "project": caller.project, "role": caller.role}
+    scopes = None if caller.scopes is None else sorted(caller.scopes)
+    who = {"owner": caller.owner, "project": caller.project, "role": caller.role}
+    return {**who, "scopes": scopes}
 
 
 @router.get("/schema/{kind}")

@@ -13,8 +13,8 @@ from stoplab_api.bodies import NewTokenBody
 from stoplab_api.context import LabDep
 from stoplab_api.deps import body_of, request_body
 from stoplab_api.examples import FRESH_TOKEN, NEW_TOKEN, TOKENS
-from stoplab_api.problems import documented
-from stoplab_platform.jobs.models import Role, Token
+from stoplab_api.problems import ApiProblem, documented
+from stoplab_platform.jobs.models import Principal, Role, Scope, Token
 from stoplab_platform.jobs.views import stamp
 
 router = APIRouter(prefix="/tokens", tags=["tokens"])
@@ -43,6 +43,8 @@ def create_token(
         project=caller.project,
         role=Role(body.role),
         expires_at=expires_at,
+        scopes=_scopes(caller, body),
+        actor=caller.owner,
     )
     return {**_token(token), "secret": secret}
 
@@ -60,6 +62,23 @@ def list_tokens(caller: Admin, lab: LabDep) -> Any:
     return {"items": [_token(token) for token in lab.store.tokens(caller.project)]}
 
 
+@router.post(
+    "/{token_id}/rotate",
+    response_model=FreshTokenBody,
+    responses={
+        200: {"content": {"application/json": {"example": FRESH_TOKEN}}},
+        **documented(Code.FORBIDDEN, Code.NOT_FOUND),
+    },
+)
+def rotate_token(caller: Admin, lab: LabDep, token_id: str) -> Any:
+    """Give a token a new secret, shown this once; the old one ends at once.
+
+    One that expires lives as long again.
+    """
+    token, secret = lab.store.rotate_token(token_id, caller.project, actor=caller.owner)
+    return {**_token(token), "secret": secret}
+
+
 @router.delete(
     "/{token_id}",
     status_code=204,
@@ -70,7 +89,16 @@ def list_tokens(caller: Admin, lab: LabDep) -> Any:
 )
 def revoke_token(caller: Admin, lab: LabDep, token_id: str) -> None:
     """End a token at once."""
-    lab.store.revoke_token(token_id, caller.project)
+    lab.store.revoke_token(token_id, caller.project, actor=caller.owner)
+
+
+def _scopes(caller: Principal, body: NewTokenBody) -> frozenset[Scope] | None:
+    """The new token's; never more than the maker's own."""
+    asked = None if body.scopes is None else frozenset(map(Scope, body.scopes))
+    if caller.scopes is not None and (asked is None or not asked <= caller.scopes):
+        has = ", ".join(sorted(caller.scopes))
+        raise ApiProblem(Code.FORBIDDEN, f"a token cannot give scopes beyond its own: {has}")
+    return asked
 
 
 def _token(token: Token) -> dict[str, Any]:
@@ -83,4 +111,6 @@ def _token(token: Token) -> dict[str, Any]:
         "created_at": stamp(token.created_at),
         "expires_at": stamp(token.expires_at),
         "revoked_at": stamp(token.revoked_at),
+        "scopes": None if token.scopes is None else sorted(token.scopes),
+        "last_used_at": stamp(token.last_used_at),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,15 @@ def make_engine(url: str) -> Engine:
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def copy_sqlite(source: Path, target: Path) -> None:
+    """A copy of an SQLite file as it is at one moment, whoever writes to it meanwhile."""
+    with (
+        closing(sqlite3.connect(source, timeout=BUSY_TIMEOUT_S)) as original,
+        closing(sqlite3.connect(target)) as copy,
+    ):
+        original.backup(copy)
 
 
 def alembic_config(connection: Connection) -> Config:

@@ -27,6 +27,14 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+class Scope(StrEnum):
+    """A part of what a role may do; a token with scopes may do no more than them."""
+
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    TOKENS_ADMIN = "tokens:admin"
+
+
 @dataclass(frozen=True)
 class NewJob:
     """What a submit decides."""
@@ -78,10 +86,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a job's history."""
+    """One line of a job's history, or (without a job) of its project's."""
 
     seq: int
-    job_id: str
+    job_id: str | None
     at: datetime
     actor: str
     verb: str
@@ -103,6 +111,10 @@ class Token:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    scopes: frozenset[Scope] | None = None
+    """What of its role it may use; None: all."""
+    last_used_at: datetime | None = None
+    """To the minute."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,9 @@ class Principal:
     owner: str
     project: str
     role: Role
+    scopes: frozenset[Scope] | None = None
+    """What of the role may be used; None: all."""
+    token_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -45,18 +45,20 @@ def key_row(new: NewJob, record: IdempotencyRecord) -> IdempotencyRow:
 
 
 def event_row(
-    job_id: str,
+    job_id: str | None,
     actor: str,
     verb: str,
     *,
+    project: str | None = None,
     from_state: State | None = None,
     to_state: State | None = None,
     reason_code: ReasonCode | None = None,
     message: str | None = None,
 ) -> EventRow:
-    """A new line of a job's history."""
+    """A new line of a job's history, or of a project's."""
     return EventRow(
         job_id=job_id,
+        project=project,
         at=datetime.now(UTC),
         actor=actor,
         verb=verb,

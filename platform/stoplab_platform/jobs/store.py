@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select, update
+from sqlalchemy import Select, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -206,6 +206,17 @@ class JobStore(TokenStore):
         with self._database.writing() as session:
             session.add(event_row(job_id, actor, verb, message=message, reason_code=reason_code))
 
+    def count_keys(self, before: datetime) -> int:
+        """Clients' keys that were first used before a time."""
+        old = select(func.count()).where(IdempotencyRow.created_at < before)
+        with self._database.reading() as session:
+            return session.scalars(old).one()
+
+    def forget_keys(self, before: datetime) -> None:
+        """Forget them: the same key makes another job from then on."""
+        with self._database.writing() as session:
+            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
+
     def events(self, job_id: str, after: int = 0) -> Sequence[Event]:
         """A job's history after an event's number, oldest first."""
         return self._events(EventRow.job_id == job_id, EventRow.seq > after)
@@ -218,7 +229,8 @@ class JobStore(TokenStore):
         """The state changes of several jobs at once."""
         found: dict[str, list[Event]] = {job_id: [] for job_id in job_ids}
         for event in self._events(EventRow.job_id.in_(found), EventRow.to_state.is_not(None)):
-            found[event.job_id].append(event)
+            if event.job_id is not None:
+                found[event.job_id].append(event)
         return found
 
     def recoveries(self, job_id: str) -> Mapping[ReasonCode, int]:

@@ -50,7 +50,11 @@ class Base(DeclarativeBase):
     """Root of the tables."""
 
     metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON}
+    type_annotation_map = {
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[str]: JSON(none_as_null=True),
+    }
 
 
 class JobRow(Base):
@@ -103,15 +107,20 @@ class LabelRow(Base):
 
 
 class EventRow(Base):
-    """One line of a job's history; appended, never changed."""
+    """One line of a job's or a project's history; appended, never changed."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("ix_events_job_id_seq", "job_id", "seq"),)
+    __table_args__ = (
+        Index("ix_events_job_id_seq", "job_id", "seq"),
+        Index("ix_events_at", "at"),
+    )
 
     seq: Mapped[int] = mapped_column(
         BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
     )
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    project: Mapped[str | None] = mapped_column(String(120))
+    """Of an event that belongs to no job."""
     at: Mapped[datetime]
     actor: Mapped[str] = mapped_column(String(120))
     verb: Mapped[str] = mapped_column(String(40))
@@ -148,6 +157,8 @@ class TokenRow(Base):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    scopes: Mapped[list[str] | None]
+    last_used_at: Mapped[datetime | None]
 
 
 class LeaseRow(Base):

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
 from ulid import ULID
 
-from stoplab_platform.errors import NotFound
-from stoplab_platform.jobs.database import Database
-from stoplab_platform.jobs.models import Principal, Role, Token
+from stoplab_platform.errors import NotFound, StoreUnavailable
+from stoplab_platform.jobs.event_store import EventStore
+from stoplab_platform.jobs.models import Principal, Role, Scope, Token
+from stoplab_platform.jobs.rows import event_row
 from stoplab_platform.jobs.tables import TokenRow
 
+PREFIX = "stl_"
+"""Every token starts so: scanners find one that was committed (`stl_[A-Za-z0-9_-]{43,}`)."""
+USED_EVERY = timedelta(minutes=1)
+"""How exactly it is kept when a token was last used: at most one write in this time."""
 
-class TokenStore:
-    """Tokens, hashed at rest: the secret itself is shown once and kept nowhere."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+class TokenStore(EventStore):
+    """Tokens, hashed at rest: the secret itself is shown once and kept nowhere.
+
+    The database compares hashes of 256 random bits. How long that takes tells nobody how near a
+    guess came, for no one can choose the hash of what he sends.
+    """
 
     def create_token(
         self,
@@ -30,10 +39,12 @@ class TokenStore:
         project: str,
         role: Role,
         expires_at: datetime | None = None,
+        scopes: Collection[Scope] | None = None,
         secret: str | None = None,
+        actor: str = "lab",
     ) -> tuple[Token, str]:
         """A new token and its secret (``secret`` itself when given: 32 random bytes or more)."""
-        secret = secret or f"stl_{secrets.token_urlsafe(32)}"
+        secret = secret or _new_secret()
         row = TokenRow(
             id=f"t_{str(ULID()).lower()}",
             name=name,
@@ -44,9 +55,12 @@ class TokenStore:
             created_at=datetime.now(UTC),
             expires_at=expires_at,
             revoked_at=None,
+            scopes=None if scopes is None else sorted(scopes),
+            last_used_at=None,
         )
         with self._database.writing() as session:
             session.add(row)
+            _note(session, row, actor, "token.create", f"{role} for {owner}")
             session.flush()
             return _token(row), secret
 
@@ -56,11 +70,16 @@ class TokenStore:
             row = session.scalars(
                 select(TokenRow).where(TokenRow.secret_sha256 == _sha256(secret))
             ).one_or_none()
+            now = datetime.now(UTC)
             if row is None or row.revoked_at is not None:
                 return None
-            if row.expires_at is not None and row.expires_at <= datetime.now(UTC):
+            if row.expires_at is not None and row.expires_at <= now:
                 return None
-            return Principal(owner=row.owner, project=row.project, role=Role(row.role))
+            token = _token(row)
+        if token.last_used_at is None or token.last_used_at < now - USED_EVERY:
+            with suppress(StoreUnavailable):  # who may read must not be refused for this
+                self._used(token.id, now)
+        return Principal(token.owner, token.project, token.role, token.scopes, token.id)
 
     def tokens(self, project: str) -> Sequence[Token]:
         """All tokens of a project, oldest first."""
@@ -70,15 +89,57 @@ class TokenStore:
             )
             return [_token(row) for row in rows]
 
-    def revoke_token(self, token_id: str, project: str | None = None) -> None:
+    def rotate_token(self, token_id: str, project: str, *, actor: str = "lab") -> tuple[Token, str]:
+        """A new secret for a token; the old one ends at once. One that expires lives as long again.
+
+        NotFound where the project has no such token, or it was revoked.
+        """
+        secret = _new_secret()
+        with self._database.writing() as session:
+            row = _row(session, token_id, project)
+            if row.revoked_at is not None:
+                raise NotFound(f"the token {token_id} is revoked; make a new one")
+            now = datetime.now(UTC)
+            if row.expires_at is not None:
+                row.expires_at = now + (row.expires_at - row.created_at)
+            row.created_at = now
+            row.secret_sha256 = _sha256(secret)
+            _note(session, row, actor, "token.rotate", f"{row.role} for {row.owner}")
+            session.flush()
+            return _token(row), secret
+
+    def revoke_token(
+        self, token_id: str, project: str | None = None, *, actor: str = "lab"
+    ) -> None:
         """End a token now; NotFound when there is none (in that project)."""
         with self._database.writing() as session:
-            query = update(TokenRow).where(TokenRow.id == token_id)
-            if project is not None:
-                query = query.where(TokenRow.project == project)
-            done = session.connection().execute(query.values(revoked_at=datetime.now(UTC)))
-            if done.rowcount == 0:
-                raise NotFound(f"no token {token_id}")
+            row = _row(session, token_id, project)
+            if row.revoked_at is None:
+                row.revoked_at = datetime.now(UTC)
+                _note(session, row, actor, "token.revoke", f"{row.role} for {row.owner}")
+
+    def _used(self, token_id: str, now: datetime) -> None:
+        with self._database.writing() as session:
+            stale = or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now - USED_EVERY)
+            session.execute(
+                update(TokenRow).where(TokenRow.id == token_id, stale).values(last_used_at=now)
+            )
+
+
+def _row(session: Session, token_id: str, project: str | None) -> TokenRow:
+    row = session.get(TokenRow, token_id, with_for_update=True)
+    if row is None or (project is not None and row.project != project):
+        raise NotFound(f"no token {token_id}")
+    return row
+
+
+def _note(session: Session, row: TokenRow, actor: str, verb: str, what: str) -> None:
+    message = f"{row.id} {row.name}: {what}"
+    session.add(event_row(None, actor, verb, project=row.project, message=message))
+
+
+def _new_secret() -> str:
+    return f"{PREFIX}{secrets.token_urlsafe(32)}"
 
 
 def _sha256(secret: str) -> str:
@@ -95,4 +156,6 @@ def _token(row: TokenRow) -> Token:
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        scopes=None if row.scopes is None else frozenset(map(Scope, row.scopes)),
+        last_used_at=row.last_used_at,
     )

@@ -47,6 +47,20 @@ def job_view(
     }
 
 
+def event_view(event: Event) -> dict[str, Any]:
+    """The JSON of one line of a job's history."""
+    return {
+        "seq": event.seq,
+        "at": stamp(event.at),
+        "actor": event.actor,
+        "verb": event.verb,
+        "from_state": event.from_state,
+        "to_state": event.to_state,
+        "reason_code": event.reason_code,
+        "message": event.message,
+    }
+
+
 def stamp(at: datetime | None) -> str | None:
     """A time in ISO 8601, UTC, milliseconds, ending in Z."""
     if at is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 from pydantic import Field
 
@@ -15,6 +16,9 @@ EMBEDDED_IMAGES = {"digits": 1257, "digits/train": 1257, "digits/test": 540}
 Urls = str | tuple[str, ...]
 
 
+SecretRef = Annotated[str, Field(pattern=r"^secret://[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
 class EvalDataSpec(Spec):
     """Labelled images for the probes."""
 
@@ -24,6 +28,9 @@ class EvalDataSpec(Spec):
     """Shards to select on; null splits them off `train` by a fixed hash of the key."""
     test: Urls
     """Shards to report on, once, at the end of a run."""
+    storage: SecretRef | None = None
+    """Credentials and options for remote shards (fsspec), as `secret://NAME` of a secret that
+    is a JSON object; null: those of `data.storage`. Default null."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of `train` that is the validation split where `val` is null (fraction).
     Default 0.1."""
@@ -57,6 +64,9 @@ class DataSpec(Spec):
     """Probability of dropping the colours. Default 0; StoP configs 0.2."""
     shuffle: ShuffleSpec = ShuffleSpec()
     """How samples are shuffled."""
+    storage: SecretRef | None = None
+    """Credentials and options for remote shards (fsspec), as `secret://NAME` of a secret that
+    is a JSON object. Default null: what the machine itself has."""
     loader_threads: int = Field(default=2, ge=1, le=64)
     """Decoding threads per worker; they change no result. Default 2."""
 
@@ -72,4 +82,6 @@ class DataSpec(Spec):
             return EvalDataSpec(
                 train=f"{self.train}/train", test=f"{self.train}/test", val_fraction=0.2
             )
+        if self.eval is not None and self.eval.storage is None:
+            return self.eval.model_copy(update={"storage": self.storage})
         return self.eval

@@ -169,8 +169,8 @@ class RunSpec(Spec):
         fingerprint, versions of plan and sampler.
         """
         decisive = {k: v for k, v in self.plain(defaults=False).items() if k not in WEIGHTLESS}
-        decisive.get("data", {}).pop("eval", None)
-        decisive.get("data", {}).pop("loader_threads", None)
+        for weightless in ("eval", "loader_threads", "storage"):
+            decisive.get("data", {}).pop(weightless, None)
         return canonical_digest({"spec": decisive, "facts": dict(facts)})
 
 

@@ -34,9 +34,12 @@ class ShardSet:
         self._lock = Lock()
 
     @classmethod
-    def open(cls, urls: str | Sequence[str], cache: Path) -> ShardSet:
-        """The shards that ``urls`` name; DataError where there are none, or some are missing."""
-        shards = local_shards(urls, cache)
+    def open(cls, urls: str | Sequence[str], cache: Path, storage: str | None = None) -> ShardSet:
+        """The shards that ``urls`` name; DataError where there are none, or some are missing.
+
+        ``storage``: a reference to the secret that opens remote ones.
+        """
+        shards = local_shards(urls, cache, storage)
         return cls(shards, [index_of(shard.path, cache) for shard in shards])
 
     def __len__(self) -> int:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from braceexpand import braceexpand
@@ -21,10 +25,13 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from stoplab_platform.errors import DataError, DataMissing
+from stoplab_platform.secret_store import Secrets
+from stoplab_platform.settings import Settings
+from stoplab_platform.specs.places import is_inside, why_refused
 from stoplab_trainers.data.cache import locked, replacing
 from stoplab_trainers.data.embedded import embedded_shards, is_embedded
 
-SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "http", "https", "memory")
+Options = dict[str, Any]
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 CHUNK = 1 << 20
 STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")
@@ -38,10 +45,21 @@ class LocalShard:
     path: Path
 
 
-def local_shards(urls: str | Sequence[str], cache: Path) -> list[LocalShard]:
-    """All shards that ``urls`` name, in order; DataMissing names what is not there."""
+def local_shards(
+    urls: str | Sequence[str], cache: Path, storage: str | None = None
+) -> list[LocalShard]:
+    """All shards that ``urls`` name, in order.
+
+    DataError names what is not allowed or cannot be read, DataMissing what is not there.
+    ``storage`` is a reference to a secret with options for remote shards; it is read here alone.
+    """
+    settings = Settings()
+    options = Secrets(settings).options(storage) if storage else {}
     listed = [urls] if isinstance(urls, str) else list(urls)
-    names = [name for url in listed for name in _expand(url, cache)]
+    for url in listed:
+        if why := why_refused(url, None, settings.data_schemes):
+            raise DataError(why)
+    names = [name for url in listed for name in _expand(url, cache, options)]
     if not names:
         raise DataError(f"no shards: {urls!r} names none")
     most_common, times = Counter(names).most_common(1)[0]
@@ -52,10 +70,27 @@ def local_shards(urls: str | Sequence[str], cache: Path) -> list[LocalShard]:
         raise DataMissing(
             f"{len(missing)} of {len(names)} shards do not exist, the first: {missing[0]}"
         )
-    return [LocalShard(name, _unpacked(_fetched(name, cache), cache)) for name in names]
+    paths = [_fetched(name, cache, options) for name in names]
+    # What was fetched or made lies in the cache.
+    roots = None if settings.data_roots is None else [*settings.data_roots, cache]
+    for name, path in zip(names, paths, strict=True):
+        # Followed here and not only at the submit: links may have changed since.
+        if not is_inside(path, roots):
+            raise DataError(f"{name} lies outside of what STOPLAB_DATA_ROOTS allows")
+    plain = [_unpacked(path, cache) for path in paths]
+    for path in {*paths, *plain}:
+        if path.is_relative_to(cache):
+            _note_use(path)
+    return [LocalShard(name, path) for name, path in zip(names, plain, strict=True)]
 
 
-def _expand(url: str, cache: Path) -> Iterator[str]:
+def _note_use(path: Path) -> None:
+    """For who keeps the cache small: many file systems do not note it by themselves."""
+    with suppress(OSError):  # somebody else's file, or one that may only be read
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def _expand(url: str, cache: Path, options: Options) -> Iterator[str]:
     if is_embedded(url):
         yield from (str(path) for path in embedded_shards(url, cache))
         return
@@ -64,15 +99,13 @@ def _expand(url: str, cache: Path) -> Iterator[str]:
     except ValueError as error:
         raise DataError(f"{url!r}: {error}") from error
     for name in names:
-        yield from _listed(name)
+        yield from _listed(name, options)
 
 
-def _listed(name: str) -> list[str]:
+def _listed(name: str, options: Options) -> list[str]:
     """A name's files: what a pattern matches, what a folder holds, or the name itself."""
     if "://" in name:
-        return _listed_remote(name)
-    if name.startswith("pipe:"):
-        raise DataError(f"{name!r}: shards are files or URLs; commands are not run")
+        return _listed_remote(name, options)
     path = Path(name).expanduser()
     if has_magic(name) and not path.exists():
         found = sorted(glob(str(path)))
@@ -85,24 +118,21 @@ def _listed(name: str) -> list[str]:
     return found
 
 
-def _listed_remote(name: str) -> list[str]:
-    scheme = name.partition("://")[0]
-    if scheme not in SCHEMES or "::" in name:
-        raise DataError(f"{name!r}: URLs of {', '.join(SCHEMES)} can be read, no others")
+def _listed_remote(name: str, options: Options) -> list[str]:
     if not has_magic(name):
         return [name]
-    files, pattern = _file_system(name)
+    files, pattern = _file_system(name, options)
     found = sorted(files.unstrip_protocol(path) for path in files.glob(pattern))
     if not found:
         raise DataMissing(f"{name!r} matches no shard")
     return found
 
 
-def _fetched(name: str, cache: Path) -> Path:
+def _fetched(name: str, cache: Path, options: Options) -> Path:
     """The shard as a local file; a remote one is copied once for each of its versions."""
     if "://" not in name:
         return Path(name)
-    files, path = _file_system(name)
+    files, path = _file_system(name, options)
     if isinstance(files, LocalFileSystem):
         return Path(path)
     try:
@@ -120,9 +150,9 @@ def _fetched(name: str, cache: Path) -> Path:
     return copy
 
 
-def _file_system(name: str) -> tuple[AbstractFileSystem, str]:
+def _file_system(name: str, options: Options) -> tuple[AbstractFileSystem, str]:
     try:
-        files, path = fsspec.core.url_to_fs(name)
+        files, path = fsspec.core.url_to_fs(name, **options)
     except ImportError as error:  # the scheme's own package is not installed
         raise DataError(f"{name}: {error}") from error
     return files, path

@@ -77,9 +77,10 @@ def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
     Where it names no validation split, a fixed part of the training split is set aside, by the
     hash of the keys; no probe is fitted on it.
     """
-    train, test = ShardSet.open(data.train, cache), ShardSet.open(data.test, cache)
+    train = ShardSet.open(data.train, cache, data.storage)
+    test = ShardSet.open(data.test, cache, data.storage)
     if data.val is not None:
-        val = ShardSet.open(data.val, cache)
+        val = ShardSet.open(data.val, cache, data.storage)
         fitted, held_out = np.arange(len(train)), np.arange(len(val))
     else:
         val, chosen = train, hash_split(train.keys, data.val_fraction)
