@@ -72,13 +72,16 @@ def told_limits(job: Job, settings: Settings) -> dict[str, Any]:
     """What a study's driver is told beside its spec: what was changed, and its project's quota."""
     told = dict(job.limits)
     quota = settings.quota(job.project)
-    if job.kind in STUDIES and (quota.cpus is not None or quota.gpus is not None):
+    if job.kind not in STUDIES or (quota.cpus is None and quota.gpus is None):
+        return told
+    try:
         spec = limited(parse_spec(job.spec), job.limits)
-        assert isinstance(spec, SweepSpec | ComparisonSpec)
-        # It may hold a part of the cluster only, and would take all that it finds free.
-        at_once = max(1, one_trial(spec).times_in(quota.resources))
-        told["max_concurrent"] = min(at_once, spec.limits.max_concurrent or at_once)
-    return told
+    except SpecError:
+        return told  # of another release; its run says so
+    assert isinstance(spec, SweepSpec | ComparisonSpec)
+    # It may hold a part of the cluster only, and would take all that it finds free.
+    at_once = max(1, one_trial(spec).times_in(quota.resources))
+    return {**told, "max_concurrent": min(at_once, spec.limits.max_concurrent or at_once)}
 
 
 def one_trial(spec: AnySpec) -> Resources:
