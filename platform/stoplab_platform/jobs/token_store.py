@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from ulid import ULID
 
 from stoplab_platform.errors import NotFound
-from stoplab_platform.jobs.database import Database
+from stoplab_platform.jobs.database import Database, retried
 from stoplab_platform.jobs.models import Principal, Role, Token
 from stoplab_platform.jobs.tables import TokenRow
 
@@ -22,6 +22,7 @@ class TokenStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def create_token(
         self,
         name: str,
@@ -70,6 +71,7 @@ class TokenStore:
             )
             return [_token(row) for row in rows]
 
+    @retried
     def revoke_token(self, token_id: str, project: str | None = None) -> None:
         """End a token now; NotFound when there is none (in that project)."""
         with self._database.writing() as session:
