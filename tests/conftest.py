@@ -43,6 +43,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So starts what a script runs in the background, and what it starts would never hear of Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ("support_databases",)
+
 GOLDEN = Path(__file__).parent / "golden"
 OUTSIDE = (
     "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH",
@@ -52,8 +54,9 @@ OUTSIDE = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--golden`."""
+    """Adds `--golden` and `--no-postgres`."""
     parser.addoption("--golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--no-postgres", action="store_true", help="leave PostgreSQL out")
 
 
 @pytest.fixture

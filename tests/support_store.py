@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-from sqlalchemy import create_engine, make_url, text
 
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import NewJob, Principal, Role
@@ -18,35 +14,11 @@ from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
 
-POSTGRES = os.environ.get("STOPLAB_TEST_POSTGRES")
-"""URL of a PostgreSQL server where tests may make databases; without it only SQLite is tested."""
-
-ENGINES = ("sqlite", "postgresql") if POSTGRES else ("sqlite",)
-
 ANA = Principal("ana", "default", Role.SUBMITTER)
 BEN = Principal("ben", "default", Role.SUBMITTER)
 ADMIN = Principal("root", "default", Role.ADMIN)
 VIEWER = Principal("eve", "default", Role.VIEWER)
 STRANGER = Principal("zoe", "elsewhere", Role.ADMIN)
-
-
-@contextmanager
-def database_url(engine: str, folder: Path) -> Iterator[str]:
-    """URL of an empty database."""
-    if engine == "sqlite":
-        yield f"sqlite:///{folder / 'store.db'}"
-        return
-    assert POSTGRES is not None
-    name = f"stoplab_{uuid4().hex[:12]}"
-    server = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    try:
-        yield make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with server.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        server.dispose()
 
 
 @contextmanager

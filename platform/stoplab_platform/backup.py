@@ -24,7 +24,7 @@ from sqlalchemy import make_url
 
 from stoplab_platform.errors import SettingsError
 from stoplab_platform.extras import Extra
-from stoplab_platform.jobs.database import copy_sqlite
+from stoplab_platform.jobs.engines import copy_sqlite
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import Home, JobFolder
 from stoplab_platform.settings import Settings

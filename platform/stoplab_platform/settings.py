@@ -42,8 +42,8 @@ class Settings(BaseSettings):
 
     home: Path = Path(".stoplab")
     """Folder of the lab's state. Default .stoplab in the working folder."""
-    database_url: str | None = None
-    """SQLAlchemy URL; null: SQLite in the home."""
+    database_url: str | None = Field(default=None, repr=False)
+    """The database, as `postgresql://user:password@host:5432/name`; null: SQLite in the home."""
     api_url: str | None = None
     """Address of the REST API for clients; null: the one that `stoplab up` wrote."""
     token: str | None = Field(default=None, repr=False)

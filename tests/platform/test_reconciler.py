@@ -34,6 +34,7 @@ from support_jobs import (
 )
 from support_store import ADMIN, lab_settings, open_store, run_spec, wait_for
 
+pytestmark = pytest.mark.usefixtures("watched_sessions")
 Told = list[tuple[str, str]]
 
 
@@ -186,9 +187,8 @@ class TestApiDies:
         settings = lab_settings(home, capacity_cpus=4)
         with open_store(settings.database) as store:
             (job,) = queued_jobs(store, home)
-            paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-            env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-            api = subprocess.Popen([sys.executable, "-c", API, str(home)], env=env)
+            tests = Path(__file__).parents[1]
+            api = subprocess.Popen([sys.executable, "-c", API, str(home)], cwd=tests)
             try:
                 wait_for(lambda: store.get(job.id).state is State.RUNNING, "RUNNING")
             finally:

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, text
 
 from stoplab_platform.errors import (
     Conflict,
     IllegalMove,
     KeyReused,
     NotFound,
-    SettingsError,
     StoreUnavailable,
 )
-from stoplab_platform.jobs.database import Database
+from stoplab_platform.jobs import listing
 from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuery, Role, Scope
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.jobs.tables import Base
-from support_store import ENGINES, database_url, new_job, open_store
+from support_store import new_job
 
 KEY = IdempotencyRecord("key", "digest")
-
-
-@pytest.fixture(params=ENGINES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with database_url(request.param, tmp_path) as url:
-        yield url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[JobStore]:
-    with open_store(url) as store:
-        yield store
 
 
 @pytest.fixture
@@ -65,6 +49,31 @@ class TestSubmit:
         spec = {"arms": {"z": {}, "a": {}}}
         job = store.submit(new_job(spec=spec)).job
         assert list(store.get(job.id).spec["arms"]) == ["z", "a"]
+
+    def test_text_that_no_database_would_take(self, store: JobStore) -> None:
+        """NUL and half a character: a run may print them when it fails, a client ask for them."""
+        job = store.submit(new_job(spec={"note": "a\0b\ud800"})).job
+        assert store.get(job.id).spec == {"note": "a\0b\ud800"}
+        failed = store.move(job, State.FAILED, actor="x", message="bad byte \0, half \ud800")
+        assert failed.message == "bad byte \ufffd, half ?"
+        assert store.events(job.id)[-1].message == failed.message
+        with pytest.raises(NotFound):
+            store.get("j_\0")
+        query = JobQuery(project="p\0", prefix="\0\ud800", labels=(("\0", "\0"),), cursor="\0")
+        assert store.list(query).items == ()
+        assert store.principal("\0") is None
+
+    def test_the_longest_of_everything(self, store: JobStore) -> None:
+        """What the API lets in, in characters of the most bytes."""
+        wide = "\U0001f600"
+        new = new_job(
+            name=wide * 120, project=wide * 64, owner=wide * 64, labels={wide * 63: wide * 255}
+        )
+        job = store.submit(new, idempotency=IdempotencyRecord(wide * 255, "d" * 64)).job
+        store.record(job.id, actor=wide * 64, verb="note", message=wide * 100_000)
+        assert store.get(job.id) == job
+        assert store.list(JobQuery(prefix=wide * 120, labels=((wide * 63, wide * 255),))).items
+        assert store.lease("admission", "h" * 120, 60)
 
     def test_same_key_same_job(self, store: JobStore) -> None:
         first = store.submit(new_job(), idempotency=KEY)
@@ -188,6 +197,26 @@ class TestList:
         assert found(prefix="alpha%") == {two.id}
         assert found(prefix=three.id) == {three.id}
         assert found(prefix="lpha") == set()
+        assert found(prefix="alpha", states=(State.QUEUED,), labels=(("b", "2"),)) == {one.id}
+        assert found(prefix=two.id, kinds=("sweep", "compare")) == {two.id}
+        assert found(prefix="beta", project="default") == set()
+        assert found(states=(State.CANCELLED,), kinds=("pretrain",)) == set()
+
+    def test_any_case_of_any_script(self, store: JobStore) -> None:
+        job = store.submit(new_job(name="ÄRGER Ωmega")).job
+        for prefix in ("ä", "Ärger ω", "ÄRGER ΩMEGA"):
+            assert [found.id for found in store.list(JobQuery(prefix=prefix)).items] == [job.id]
+
+    def test_many_of_a_name_are_found_as_few_are(
+        self, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = [store.submit(new_job(name="run")).job.id for _ in range(3)]
+        store.submit(new_job(name="other"))
+        for few in (3, 2):
+            monkeypatch.setattr(listing, "FEW", few)
+            page = store.list(JobQuery(prefix="RUN", limit=2))
+            last = store.list(JobQuery(prefix="RUN", limit=2, cursor=page.next_cursor))
+            assert [job.id for job in (*page.items, *last.items)] == ids[::-1]
 
     def test_unfinished_and_unsettled(self, store: JobStore, job: Job) -> None:
         assert [found.id for found in store.unfinished()] == [job.id]
@@ -329,44 +358,11 @@ class TestDatabase:
         assert not store.lease("admission", "two", 60)
         assert store.lease("admission", "one", -1)
         assert store.lease("admission", "two", 60)
+        assert store.lease("admission", "two", 60)
+        assert not store.lease("nothing", "two", 60)
 
     def test_ping_writes(self, store: JobStore) -> None:
         store.ping()
-
-    def test_migrations_make_what_the_models_say(self, store: JobStore, url: str) -> None:
-        from alembic.autogenerate import compare_metadata
-
-        engine = create_engine(url)
-        with engine.connect() as connection:
-            context = MigrationContext.configure(connection, opts={"compare_type": True})
-            assert compare_metadata(context, Base.metadata) == []
-        engine.dispose()
-
-    def test_down_and_up_again(self, url: str) -> None:
-        database, engine = Database(url), create_engine(url)
-        database.migrate()
-        database.migrate("base")
-        assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
-        database.migrate()
-        assert set(Base.metadata.tables) <= set(inspect(engine).get_table_names())
-        engine.dispose()
-        database.close()
-
-    def test_replicas_migrate_at_once(self, url: str) -> None:
-        def migrate(_: int) -> None:
-            with open_store(url) as store:
-                store.ping()
-
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(migrate, range(4)))
-
-    def test_a_newer_database_is_refused(self, store: JobStore, url: str) -> None:
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        engine.dispose()
-        with pytest.raises(SettingsError, match="9999"):
-            store.migrate()
 
 
 def test_a_database_that_is_away(tmp_path: Path) -> None:

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from stoplab_platform.errors import SettingsError, StoreUnavailable
+from stoplab_platform.jobs.engines import make_engine, patient_engine
 
-BUSY_TIMEOUT_S = 10
 MIGRATION_LOCK = 7_150_418  # a number of our own for PostgreSQL's advisory locks
+TRIES = 5
+OURS = (IntegrityError, ProgrammingError, DataError, NotSupportedError)
+"""Errors that say nothing of the database's health."""
+GAVE_WAY = ("40P01", "40001")
+"""PostgreSQL's codes of a deadlock's victim and of a transaction that came too late."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class GaveWay(StoreUnavailable):
+    """Two transactions stood in each other's way, and this one was undone; again may do."""
+
+
+def retried(transaction: Callable[P, T]) -> Callable[P, T]:
+    """A method that is one transaction is run again where it had to give way."""
+
+    @wraps(transaction)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(TRIES - 1):
+            with suppress(GaveWay):
+                return transaction(*args, **kwargs)
+        return transaction(*args, **kwargs)
+
+    return run
 
 
 class Database:
     """One database; SQLite and PostgreSQL behave alike behind it."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._engine = make_engine(url)
         # The same pool; SQLite takes the write lock when such a transaction begins.
         self._writer = self._engine.execution_options(stoplab_write=True)
@@ -45,7 +77,7 @@ class Database:
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables to ``revision``; SettingsError when they are newer than this code."""
-        with _translated(), self._writer.begin() as connection:
+        with _translated(), self._unhurried() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             config = alembic_config(connection)
@@ -61,31 +93,19 @@ class Database:
                     f"can use: {error}"
                 ) from error
 
+    @contextmanager
+    def _unhurried(self) -> Iterator[Connection]:
+        """A transaction without the limits of everyday ones."""
+        engine = patient_engine(self._url)
+        try:
+            with engine.execution_options(stoplab_write=True).begin() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
-
-
-def make_engine(url: str) -> Engine:
-    """An engine; SQLite in WAL with a busy timeout, foreign keys on."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
-    if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
-    event.listen(engine, "connect", _sqlite_connect)
-    event.listen(engine, "begin", _sqlite_begin)
-    return engine
-
-
-def copy_sqlite(source: Path, target: Path) -> None:
-    """A copy of an SQLite file as it is at one moment, whoever writes to it meanwhile."""
-    with (
-        closing(sqlite3.connect(source, timeout=BUSY_TIMEOUT_S)) as original,
-        closing(sqlite3.connect(target)) as copy,
-    ):
-        original.backup(copy)
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -105,22 +125,15 @@ def clock(session: Session) -> float:
     return float(session.scalars(now).one())
 
 
-def _sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # BEGIN is ours, below
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _sqlite_begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("stoplab_write")
-    # A read that turns into a write fails at once where another writer came between.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        reason = getattr(error, "orig", None) or error
-        raise StoreUnavailable(f"the database does not answer: {reason}") from error
+    except PoolTimeout as error:
+        raise StoreUnavailable(f"the database does not answer: {error}") from error
+    except DBAPIError as error:
+        if isinstance(error, OURS) and not error.connection_invalidated:
+            raise
+        reason = " ".join(str(error.orig).split())
+        kind = GaveWay if getattr(error.orig, "sqlstate", None) in GAVE_WAY else StoreUnavailable
+        raise kind(f"the database does not answer: {reason}") from error

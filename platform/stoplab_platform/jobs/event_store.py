@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import String, cast, exists, func, literal, select
 from sqlalchemy.orm import aliased
 
-from stoplab_platform.jobs.database import Database
+from stoplab_platform.jobs.database import Database, retried
 from stoplab_platform.jobs.models import Event, Job
 from stoplab_platform.jobs.rows import event_row, event_value, job_value
 from stoplab_platform.jobs.states import State
@@ -67,6 +67,7 @@ class EventStore:
         with self._database.reading() as session:
             return [(event_value(event), job_value(job)) for event, job in session.execute(found)]
 
+    @retried
     def announced(self, event: Event, verb: str, actor: str) -> None:
         """Note what became of an event's news."""
         with self._database.writing() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from stoplab_platform.jobs.models import Event, IdempotencyRecord, Intent, Job, NewJob
@@ -15,6 +16,7 @@ def new_row(new: NewJob) -> JobRow:
         id=new.id,
         kind=new.kind,
         name=new.name,
+        name_key=new.name.lower(),
         project=new.project,
         owner=new.owner,
         priority=new.priority,
@@ -28,8 +30,15 @@ def new_row(new: NewJob) -> JobRow:
         created_at=datetime.now(UTC),
         settled=False,
         hidden=False,
-        labels=[LabelRow(key=key, value=value) for key, value in sorted(new.labels.items())],
+        labels=label_rows(new.project, new.labels),
     )
+
+
+def label_rows(project: str, labels: Mapping[str, str]) -> list[LabelRow]:
+    """The rows of a job's labels."""
+    return [
+        LabelRow(project=project, key=key, value=value) for key, value in sorted(labels.items())
+    ]
 
 
 def key_row(new: NewJob, record: IdempotencyRecord) -> IdempotencyRow:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, func, or_, select, update
+from sqlalchemy import Select, TextClause, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from stoplab_platform.errors import Conflict, IllegalMove, KeyReused, NotFound
-from stoplab_platform.jobs.database import Database, clock
+from stoplab_platform.jobs.database import Database, clock, retried
+from stoplab_platform.jobs.listing import page
 from stoplab_platform.jobs.models import (
     Event,
     IdempotencyRecord,
@@ -21,9 +22,23 @@ from stoplab_platform.jobs.models import (
     Page,
     Submitted,
 )
-from stoplab_platform.jobs.rows import event_row, event_value, job_value, key_row, new_row
-from stoplab_platform.jobs.states import ACTIVE, MOVES, TERMINAL, ReasonCode, State, allowed_actions
-from stoplab_platform.jobs.tables import EventRow, IdempotencyRow, JobRow, LabelRow, LeaseRow
+from stoplab_platform.jobs.rows import (
+    event_row,
+    event_value,
+    job_value,
+    key_row,
+    label_rows,
+    new_row,
+)
+from stoplab_platform.jobs.states import MOVES, TERMINAL, ReasonCode, State, allowed_actions
+from stoplab_platform.jobs.tables import (
+    UNFINISHED,
+    UNSETTLED,
+    EventRow,
+    IdempotencyRow,
+    JobRow,
+    LeaseRow,
+)
 from stoplab_platform.jobs.token_store import TokenStore
 
 MOVABLE = frozenset({"attempt", "intent", "run_digest"})
@@ -44,6 +59,7 @@ class JobStore(TokenStore):
         """Give the connections back."""
         self._database.close()
 
+    @retried
     def ping(self) -> None:
         """One write; StoreUnavailable when it fails."""
         with self._database.writing() as session:
@@ -51,6 +67,7 @@ class JobStore(TokenStore):
                 update(LeaseRow).where(LeaseRow.name == "ping").values(expires=clock(session))
             )
 
+    @retried
     def lease(self, name: str, holder: str, ttl_s: float) -> bool:
         """Take or keep a lease by the database's clock; False while somebody else holds it."""
         with self._database.writing() as session:
@@ -63,6 +80,7 @@ class JobStore(TokenStore):
             )
             return taken.rowcount == 1
 
+    @retried
     def submit(self, new: NewJob, *, idempotency: IdempotencyRecord | None = None) -> Submitted:
         """Store a job, its first event and the client's key; the same key gives the same job."""
         try:
@@ -95,20 +113,20 @@ class JobStore(TokenStore):
     def list(self, query: JobQuery) -> Page:
         """Jobs, newest first, after the cursor."""
         with self._database.reading() as session:
-            found = select(JobRow).where(JobRow.hidden.is_(False), *_conditions(query))
-            rows = session.scalars(found.order_by(JobRow.id.desc()).limit(query.limit + 1)).all()
+            rows = page(session, query, query.limit + 1)
             items = tuple(job_value(row) for row in rows[: query.limit])
             more = len(rows) > query.limit
             return Page(items, next_cursor=items[-1].id if more else None)
 
     def unfinished(self) -> Sequence[Job]:
         """Jobs that want something from the reconciler (queued or active), oldest first."""
-        return self._select(JobRow.state.in_([State.QUEUED, *ACTIVE]))
+        return self._select(UNFINISHED)
 
     def unsettled(self) -> Sequence[Job]:
         """Finished or paused jobs whose end the tracker has not been told yet, oldest first."""
-        return self._select(JobRow.state.in_([State.PAUSED, *TERMINAL]), JobRow.settled.is_(False))
+        return self._select(UNSETTLED)
 
+    @retried
     def move(
         self,
         job: Job,
@@ -139,6 +157,7 @@ class JobStore(TokenStore):
             )  # fmt: skip
             return job_value(_row(session, job.id))
 
+    @retried
     def edit(
         self,
         job: Job,
@@ -155,13 +174,14 @@ class JobStore(TokenStore):
             _guarded_update(session, job, changes)
             row = _row(session, job.id)
             if labels is not None:
-                row.labels = [LabelRow(key=key, value=value) for key, value in labels.items()]
+                row.labels = label_rows(row.project, labels)
             told = None if limits is None else f"limits changed: {dict(limits)}"
             session.add(event_row(job.id, actor, "edit", message=told))
             session.flush()
             session.refresh(row)
             return job_value(row)
 
+    @retried
     def settle(self, job: Job) -> None:
         """Note that the tracker knows how the job ended; nothing when it moved on meanwhile."""
         with self._database.writing() as session:
@@ -171,6 +191,7 @@ class JobStore(TokenStore):
                 .values(settled=True)
             )
 
+    @retried
     def hide(self, job: Job, *, actor: str) -> None:
         """Take a finished job out of every list.
 
@@ -193,6 +214,7 @@ class JobStore(TokenStore):
                 )
             session.add(event_row(job.id, actor, "delete"))
 
+    @retried
     def record(
         self,
         job_id: str,
@@ -243,9 +265,9 @@ class JobStore(TokenStore):
             )
             return {ReasonCode(code): count for code, count in rows if code is not None}
 
-    def _select(self, *conditions: Any) -> Sequence[Job]:
+    def _select(self, condition: TextClause) -> Sequence[Job]:
         with self._database.reading() as session:
-            rows = session.scalars(select(JobRow).where(*conditions).order_by(JobRow.id))
+            rows = session.scalars(select(JobRow).where(condition).order_by(JobRow.id))
             return [job_value(row) for row in rows]
 
     def _events(self, *conditions: Any) -> Sequence[Event]:
@@ -282,29 +304,6 @@ def _heirs(job_id: str) -> Select[str]:
         JobRow.state.not_in(TERMINAL),
         or_(JobRow.attempt == 0, JobRow.state == State.STARTING),
     )
-
-
-def _conditions(query: JobQuery) -> list[Any]:
-    found: list[Any] = []
-    if query.project is not None:
-        found.append(JobRow.project == query.project)
-    if query.states:
-        found.append(JobRow.state.in_(query.states))
-    if query.kinds:
-        found.append(JobRow.kind.in_(query.kinds))
-    for key, value in query.labels:
-        found.append(JobRow.labels.any(and_(LabelRow.key == key, LabelRow.value == value)))
-    if query.prefix:
-        start = query.prefix.lower()
-        found.append(
-            or_(
-                func.lower(JobRow.name).startswith(start, autoescape=True),
-                JobRow.id.startswith(start, autoescape=True),
-            )
-        )
-    if query.cursor:
-        found.append(JobRow.id < query.cursor)
-    return found
 
 
 def _guarded_update(session: Session, job: Job, values: Mapping[str, Any]) -> None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
-    DateTime,
-    Dialect,
     Float,
     ForeignKey,
     Index,
     Integer,
     MetaData,
-    String,
-    Text,
-    TypeDecorator,
+    TextClause,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from stoplab_platform.jobs.columns import Passage, Sorted, UtcDateTime, Words
+from stoplab_platform.jobs.states import ACTIVE, TERMINAL, State
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -29,21 +29,19 @@ NAMING = {
 }
 
 
-class UtcDateTime(TypeDecorator[datetime]):
-    """A time with zone on every database; SQLite keeps none, so UTC is put back."""
+def _stands(*states: State) -> str:
+    return "state IN ({})".format(", ".join(f"'{state}'" for state in State if state in states))
 
-    impl = DateTime(timezone=True)
-    cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To UTC."""
-        return None if value is None else value.astimezone(UTC)
+# With constants in them: no parameter would make a database use a partial index.
+UNFINISHED = text(_stands(State.QUEUED, *ACTIVE))
+"""Of jobs that want something from the reconciler."""
+UNSETTLED = text(f"settled IS false AND {_stands(State.PAUSED, *TERMINAL)}")
+"""Of finished or paused jobs whose end the tracker has not been told yet."""
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """As UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+def _partial(name: str, column: str, where: TextClause) -> Index:
+    return Index(name, column, sqlite_where=where, postgresql_where=where)
 
 
 class Base(DeclarativeBase):
@@ -62,29 +60,38 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index("ix_jobs_project_id", "project", "id"),
-        Index("ix_jobs_state", "state"),
-        Index("ix_jobs_settled", "settled"),
+        # The lists, each newest first: all of a project, and by one column.
+        Index("ix_jobs_list", "project", "hidden", "id", "name_key"),
+        Index("ix_jobs_list_state", "project", "hidden", "state", "id"),
+        Index("ix_jobs_list_kind", "project", "hidden", "kind", "id"),
+        Index("ix_jobs_list_name", "project", "hidden", "name_key", "id"),
+        # The reconciler's, and who goes on from a job: few at any time.
+        _partial("ix_jobs_unfinished", "id", UNFINISHED),
+        _partial("ix_jobs_unsettled", "id", UNSETTLED),
+        _partial("ix_jobs_retry_of", "retry_of", text("retry_of IS NOT NULL")),
+        _partial("ix_jobs_extends", "extends", text("extends IS NOT NULL")),
     )
 
-    id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(20))
-    name: Mapped[str] = mapped_column(String(120))
-    project: Mapped[str] = mapped_column(String(120))
-    owner: Mapped[str] = mapped_column(String(120))
+    id: Mapped[str] = mapped_column(Sorted(40), primary_key=True)
+    kind: Mapped[str] = mapped_column(Words(20))
+    name: Mapped[str] = mapped_column(Words(120))
+    name_key: Mapped[str] = mapped_column(Sorted(400), server_default="")
+    """The name in lower case: databases differ in what that means."""
+    project: Mapped[str] = mapped_column(Words(120))
+    owner: Mapped[str] = mapped_column(Words(120))
     priority: Mapped[int] = mapped_column(Integer)
     spec: Mapped[dict[str, Any]]
-    spec_digest: Mapped[str] = mapped_column(String(64))
-    run_digest: Mapped[str | None] = mapped_column(String(64))
-    retry_of: Mapped[str | None] = mapped_column(String(40))
-    extends: Mapped[str | None] = mapped_column(String(40))
+    spec_digest: Mapped[str] = mapped_column(Words(64))
+    run_digest: Mapped[str | None] = mapped_column(Words(64))
+    retry_of: Mapped[str | None] = mapped_column(Sorted(40))
+    extends: Mapped[str | None] = mapped_column(Sorted(40))
     limits: Mapped[dict[str, Any] | None]
     version: Mapped[int] = mapped_column(Integer)
     attempt: Mapped[int] = mapped_column(Integer)
-    state: Mapped[str] = mapped_column(String(20))
-    intent: Mapped[str | None] = mapped_column(String(20))
-    reason_code: Mapped[str | None] = mapped_column(String(40))
-    message: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Words(20))
+    intent: Mapped[str | None] = mapped_column(Words(20))
+    reason_code: Mapped[str | None] = mapped_column(Words(40))
+    message: Mapped[str | None] = mapped_column(Passage)
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -99,11 +106,13 @@ class LabelRow(Base):
     """One label of one job."""
 
     __tablename__ = "job_labels"
-    __table_args__ = (Index("ix_job_labels_key_value", "key", "value"),)
+    __table_args__ = (Index("ix_job_labels_list", "project", "key", "value", "job_id"),)
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    key: Mapped[str] = mapped_column(String(120), primary_key=True)
-    value: Mapped[str] = mapped_column(String(400))
+    job_id: Mapped[str] = mapped_column(Sorted(40), ForeignKey("jobs.id"), primary_key=True)
+    project: Mapped[str] = mapped_column(Words(120), server_default="")
+    """The job's, so that a list by label meets no other project's jobs."""
+    key: Mapped[str] = mapped_column(Words(120), primary_key=True)
+    value: Mapped[str] = mapped_column(Words(400))
 
 
 class EventRow(Base):
@@ -118,16 +127,16 @@ class EventRow(Base):
     seq: Mapped[int] = mapped_column(
         BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
     )
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
-    project: Mapped[str | None] = mapped_column(String(120))
+    job_id: Mapped[str | None] = mapped_column(Sorted(40), ForeignKey("jobs.id"))
+    project: Mapped[str | None] = mapped_column(Words(120))
     """Of an event that belongs to no job."""
     at: Mapped[datetime]
-    actor: Mapped[str] = mapped_column(String(120))
-    verb: Mapped[str] = mapped_column(String(40))
-    from_state: Mapped[str | None] = mapped_column(String(20))
-    to_state: Mapped[str | None] = mapped_column(String(20))
-    reason_code: Mapped[str | None] = mapped_column(String(40))
-    message: Mapped[str | None] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(Words(120))
+    verb: Mapped[str] = mapped_column(Words(40))
+    from_state: Mapped[str | None] = mapped_column(Words(20))
+    to_state: Mapped[str | None] = mapped_column(Words(20))
+    reason_code: Mapped[str | None] = mapped_column(Words(40))
+    message: Mapped[str | None] = mapped_column(Passage)
 
 
 class IdempotencyRow(Base):
@@ -135,11 +144,11 @@ class IdempotencyRow(Base):
 
     __tablename__ = "idempotency"
 
-    project: Mapped[str] = mapped_column(String(120), primary_key=True)
-    owner: Mapped[str] = mapped_column(String(120), primary_key=True)
-    key: Mapped[str] = mapped_column(String(255), primary_key=True)
-    body_digest: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    project: Mapped[str] = mapped_column(Words(120), primary_key=True)
+    owner: Mapped[str] = mapped_column(Words(120), primary_key=True)
+    key: Mapped[str] = mapped_column(Words(255), primary_key=True)
+    body_digest: Mapped[str] = mapped_column(Words(64))
+    job_id: Mapped[str] = mapped_column(Sorted(40), ForeignKey("jobs.id"))
     created_at: Mapped[datetime]
 
 
@@ -148,12 +157,12 @@ class TokenRow(Base):
 
     __tablename__ = "tokens"
 
-    id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    name: Mapped[str] = mapped_column(String(120))
-    project: Mapped[str] = mapped_column(String(120))
-    owner: Mapped[str] = mapped_column(String(120))
-    role: Mapped[str] = mapped_column(String(20))
-    secret_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    id: Mapped[str] = mapped_column(Words(40), primary_key=True)
+    name: Mapped[str] = mapped_column(Words(120))
+    project: Mapped[str] = mapped_column(Words(120))
+    owner: Mapped[str] = mapped_column(Words(120))
+    role: Mapped[str] = mapped_column(Words(20))
+    secret_sha256: Mapped[str] = mapped_column(Words(64), unique=True)
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -166,6 +175,6 @@ class LeaseRow(Base):
 
     __tablename__ = "leases"
 
-    name: Mapped[str] = mapped_column(String(40), primary_key=True)
-    holder: Mapped[str] = mapped_column(String(120))
+    name: Mapped[str] = mapped_column(Words(40), primary_key=True)
+    holder: Mapped[str] = mapped_column(Words(120))
     expires: Mapped[float] = mapped_column(Float)

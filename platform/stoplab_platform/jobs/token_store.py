@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from ulid import ULID
 
 from stoplab_platform.errors import NotFound, StoreUnavailable
+from stoplab_platform.jobs.database import retried
 from stoplab_platform.jobs.event_store import EventStore
 from stoplab_platform.jobs.models import Principal, Role, Scope, Token
 from stoplab_platform.jobs.rows import event_row
@@ -31,6 +32,7 @@ class TokenStore(EventStore):
     guess came, for no one can choose the hash of what he sends.
     """
 
+    @retried
     def create_token(
         self,
         name: str,
@@ -89,6 +91,7 @@ class TokenStore(EventStore):
             )
             return [_token(row) for row in rows]
 
+    @retried
     def rotate_token(self, token_id: str, project: str, *, actor: str = "lab") -> tuple[Token, str]:
         """A new secret for a token; the old one ends at once. One that expires lives as long again.
 
@@ -108,6 +111,7 @@ class TokenStore(EventStore):
             session.flush()
             return _token(row), secret
 
+    @retried
     def revoke_token(
         self, token_id: str, project: str | None = None, *, actor: str = "lab"
     ) -> None:
@@ -118,6 +122,7 @@ class TokenStore(EventStore):
                 row.revoked_at = datetime.now(UTC)
                 _note(session, row, actor, "token.revoke", f"{row.role} for {row.owner}")
 
+    @retried
     def _used(self, token_id: str, now: datetime) -> None:
         with self._database.writing() as session:
             stale = or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now - USED_EVERY)

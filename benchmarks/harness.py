@@ -1,0 +1,80 @@
+"""Ratios instead of seconds: two things timed by turns in one run, so that machines compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """Time of ``a`` / time of ``b``: the median over the rounds, and its quartiles."""
+
+    name: str
+    ratio: float
+    quartiles: tuple[float, float]
+    floor: float | None
+    """The least it may be."""
+    aim: float | None
+    """What it should be."""
+    at_most: float | None
+    """The most it may be."""
+    passed: bool
+
+
+def compare(
+    name: str,
+    a: Callable[[], Any],
+    b: Callable[[], Any],
+    rounds: int,
+    floor: float | None = None,
+    aim: float | None = None,
+    at_most: float | None = None,
+) -> Result:
+    """Time both once a round, in turns (A B, B A, …), after one round that does not count."""
+    ratios = []
+    for number in range(rounds + 1):
+        first, second = (a, b) if number % 2 else (b, a)
+        times = {id(first): _seconds(first)}
+        times[id(second)] = _seconds(second)
+        ratios.append(times[id(a)] / times[id(b)])
+    low, ratio, high = statistics.quantiles(ratios[1:], n=4)
+    passed = (floor is None or ratio >= floor) and (at_most is None or ratio <= at_most)
+    return Result(name, ratio, (low, high), floor, aim, at_most, passed)
+
+
+def tell(name: str, results: Sequence[Result]) -> None:
+    """Print all results, end with 1 if one failed.
+
+    `--json` prints the one nearest to its bound, or furthest beyond it, and all as its `cases`.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    if parser.parse_args().json:
+        worst = max(results, key=_badness)
+        cases = [asdict(result) for result in results]
+        print(json.dumps({**asdict(worst), "name": name, "worst": worst.name, "cases": cases}))
+    else:
+        for result in results:
+            low, high = result.quartiles
+            verdict = "passed" if result.passed else "FAILED"
+            print(f"{result.name:40} {result.ratio:6.2f} [{low:.2f}, {high:.2f}] {verdict}")
+    sys.exit(not all(result.passed for result in results))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _badness(result: Result) -> float:
+    below = result.floor / result.ratio if result.floor is not None else 0.0
+    above = result.ratio / result.at_most if result.at_most is not None else 0.0
+    return max(below, above)
