@@ -109,7 +109,7 @@ class TestWithoutLab:
         assert not (home / "lab.json").exists()
 
     def test_a_server_that_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("stoplab_api.transport.PAUSES_S", ())
+        monkeypatch.setattr("stoplab_api.exchange.PAUSES_S", ())
         monkeypatch.setenv("STOPLAB_API_URL", "http://127.0.0.1:9")
         assert "does not answer" in document("jobs", "list", code=1)["error"]
 
