@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Thread
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from stoplab_api.instruments import Instruments
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
 from stoplab_platform.runner.base import Runner
@@ -24,8 +25,9 @@ class Lab:
     jobs: Jobs
     runner: Runner
     reconciler: Reconciler
-    reconciling: bool
-    """Whether this process runs the reconciler itself."""
+    instruments: Instruments
+    heart: Thread | None = None
+    """The reconciler's; None where this process runs none."""
     closing: Event = field(default_factory=Event)
     """Set when the server stops: open streams end then."""
 

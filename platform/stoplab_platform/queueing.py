@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -13,7 +13,7 @@ from stoplab_platform.admission import Claim, QueueInfo, Resources, admit, capac
 from stoplab_platform.errors import Conflict, SpecError
 from stoplab_platform.extend import limited
 from stoplab_platform.jobs.models import Job
-from stoplab_platform.jobs.states import State
+from stoplab_platform.jobs.states import ACTIVE, State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.settings import Settings
@@ -39,6 +39,11 @@ class Queue:
     def waiting(self) -> Mapping[str, QueueInfo]:
         """Why queued jobs wait, as of the last pass."""
         return self._waiting
+
+    def reserved(self, jobs: Iterable[Job]) -> Resources:
+        """What the active ones of these jobs have reserved, all together."""
+        active = (job for job in jobs if job.state in ACTIVE)
+        return sum((self._claim(job).demand for job in active), Resources())
 
     def admit(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """The unfinished jobs, those whose turn it is moved to STARTING."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     """Set by the supervisor: the attempt a process belongs to."""
     reconcile_period_s: float = 2.0
     """Seconds between two passes of the reconciler."""
+    log_format: Literal["text", "json"] = "text"
+    """How servers write their logs: key=value pairs, or JSON lines."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Records below this level are left out of servers' logs."""
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     """Where MLflow listens; null: SQLite in the home."""
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from stoplab_platform.errors import Conflict, IllegalMove, KeyReused, NotFound
+from stoplab_platform.jobs.census import Census, census
 from stoplab_platform.jobs.database import Database, clock
 from stoplab_platform.jobs.models import (
     Event,
@@ -230,6 +231,11 @@ class JobStore(TokenStore):
                 .group_by(EventRow.reason_code)
             )
             return {ReasonCode(code): count for code, count in rows if code is not None}
+
+    def census(self) -> Census:
+        """How many jobs there are, of all projects."""
+        with self._database.reading() as session:
+            return census(session)
 
     def _select(self, *conditions: Any) -> Sequence[Job]:
         with self._database.reading() as session:
