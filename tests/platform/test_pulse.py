@@ -82,11 +82,15 @@ class Deadly:
 
     tied_to_parent = False
 
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
     def start(self, launch: Launch) -> None:
-        """Takes it."""
+        self._taken.add(launch.submission_id)
 
     def observe(self, submission_id: str) -> Observed:
-        return Observed(RunnerState.FAILED)
+        taken = submission_id in self._taken
+        return Observed(RunnerState.FAILED if taken else RunnerState.ABSENT)
 
     def stop(self, submission_id: str) -> None:
         """Nothing lives."""
