@@ -87,6 +87,12 @@ def proxied(url: str) -> Iterator[Proxy]:
         proxy.close()
 
 
+class Scripted(ThreadingHTTPServer):
+    """Does not wait at its end for clients that keep their lines open."""
+
+    block_on_close = False
+
+
 @contextmanager
 def scripted(*answers: tuple[int, dict[str, str], str]) -> Iterator[tuple[str, list[str]]]:
     """A server that gives these answers, the last for ever; its address, and what it was asked."""
@@ -96,7 +102,7 @@ def scripted(*answers: tuple[int, dict[str, str], str]) -> Iterator[tuple[str, l
         def do_GET(self) -> None:
             asked.append(self.path)
             status, headers, text = left.pop(0) if len(left) > 1 else left[0]
-            self.send_response(status)
+            self.send_response_only(status)
             for name, value in {**headers, "Content-Length": str(len(text))}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -105,9 +111,11 @@ def scripted(*answers: tuple[int, dict[str, str], str]) -> Iterator[tuple[str, l
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Scripted(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()

@@ -138,6 +138,14 @@ class AsyncTransport:
             await anyio.sleep(exchange.RETRY_S)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a proxy would be of no use."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _options(url: str, token: str | None, timeout_s: float) -> dict[str, Any]:
     """How both kinds of HTTP clients are made; SettingsError where they cannot be."""
     if token is not None and not _TOKEN.fullmatch(token):
@@ -146,7 +154,7 @@ def _options(url: str, token: str | None, timeout_s: float) -> dict[str, Any]:
         "base_url": url,
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
         "timeout": timeout_s,
-        "trust_env": not _is_loopback(_host(url)),
+        "trust_env": not is_loopback(_host(url)),
     }
 
 
@@ -158,11 +166,3 @@ def _host(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise SettingsError(f"{url!r} is no server's address; one looks like http://127.0.0.1:8800")
     return parsed.host
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a proxy would be of no use."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

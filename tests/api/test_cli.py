@@ -140,34 +140,6 @@ def test_env_is_for_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert stoplab("env").exit_code == 1
 
 
-def test_doctor_names_the_cure(home: Path) -> None:
-    checks = {check["name"]: check for check in document("doctor")["checks"]}
-    assert {"python", "disk", "torch", "ports", "lab"} <= checks.keys()
-    token = home / "tokens" / "local"
-    token.parent.mkdir()
-    token.write_text("secret")
-    token.chmod(0o644)
-    found = document("doctor", code=1)
-    (wrong,) = [check for check in found["checks"] if not check["ok"]]
-    assert wrong["name"] == "token local"
-    assert f"chmod 600 {token}" in wrong["cure"]
-    assert "secret" not in json.dumps(found)
-
-
-def test_doctor_sees_a_shell_that_means_another_lab(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_json(home / "lab.json", {"ports": {"api": 3, "mlflow": 2, "ray": 1}, "pids": {}})
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    monkeypatch.setenv("STOPLAB_API_URL", "http://127.0.0.1:3")
-    wrong = [check for check in document("doctor", code=1)["checks"] if not check["ok"]]
-    assert [check["name"] for check in wrong] == [
-        "lab ray", "lab mlflow", "lab api", "environment"
-    ]  # fmt: skip
-    assert "8265" in wrong[-1]["detail"]
-    assert "stoplab up" in wrong[0]["cure"]
-
-
 class TestJobs:
     def test_submit_show_list(self, api: Api, spec: Path) -> None:
         words = ("submit", spec, "--label", "team=a:b", "--priority", 3, "--set", "seed=7")

@@ -52,6 +52,15 @@ class JobStore(TokenStore):
                 update(LeaseRow).where(LeaseRow.name == "ping").values(expires=clock(session))
             )
 
+    def schema(self) -> tuple[str | None, str | None]:
+        """Revision of the tables (None: there are none), and the one this code knows."""
+        return self._database.schema()
+
+    def clock(self) -> float:
+        """The database's own clock, seconds since 1970."""
+        with self._database.reading() as session:
+            return clock(session)
+
     def lease(self, name: str, holder: str, ttl_s: float) -> bool:
         """Take or keep a lease by the database's clock; False while somebody else holds it."""
         with self._database.writing() as session:
