@@ -64,8 +64,10 @@ def _of_instance(method: M, make: Callable[..., Call[Any]]) -> M:
 class Client:
     """A project's jobs, as one token sees them. Raises ApiError and Unreachable."""
 
-    def __init__(self, url: str, token: str | None, *, timeout_s: float = 30.0) -> None:
-        self._api = Transport(url, token, timeout_s)
+    def __init__(
+        self, url: str, token: str | None, *, timeout_s: float = 30.0, retries: bool = True
+    ) -> None:
+        self._api = Transport(url, token, timeout_s, retries)
 
     def __enter__(self) -> Self:
         return self
@@ -149,8 +151,10 @@ class Client:
 class AsyncClient:
     """The same calls for asyncio: each is awaited, each stream is an `async for`."""
 
-    def __init__(self, url: str, token: str | None, *, timeout_s: float = 30.0) -> None:
-        self._api = AsyncTransport(url, token, timeout_s)
+    def __init__(
+        self, url: str, token: str | None, *, timeout_s: float = 30.0, retries: bool = True
+    ) -> None:
+        self._api = AsyncTransport(url, token, timeout_s, retries)
 
     async def __aenter__(self) -> Self:
         return self

@@ -90,9 +90,9 @@ def retry_after_s(answer: httpx.Response) -> float | None:
 class Tries:
     """How often one call is made: told each outcome, it gives the pause before the next try."""
 
-    def __init__(self, url: str, *, safe: bool) -> None:
+    def __init__(self, url: str, *, safe: bool, retries: bool = True) -> None:
         self._url, self._safe = url, safe
-        self._pauses = iter(PAUSES_S)
+        self._pauses = iter(PAUSES_S if retries else ())
 
     def after_answer(self, answer: httpx.Response) -> float | None:
         """Seconds until the next try; None: this answer stands."""

@@ -53,7 +53,9 @@ class LabCollector(Collector):
             return None
 
     def _jobs(self, census: Census) -> Iterator[Metric]:
-        counts = {(str(state), kind): number for (state, kind), number in census.counts.items()}
+        counts: dict[tuple[str, ...], float] = {
+            (str(state), kind): number for (state, kind), number in census.counts.items()
+        }
         yield _labelled("jobs", "Jobs by state and kind.", ("state", "kind"), counts)
         yield _gauge("queue_length", "Queued jobs.", census.queued)
         yield _gauge(

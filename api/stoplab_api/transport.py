@@ -24,8 +24,8 @@ T = TypeVar("T")
 class Transport:
     """One server and one token."""
 
-    def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
-        self._url = url.rstrip("/")
+    def __init__(self, url: str, token: str | None, timeout_s: float, retries: bool = True) -> None:
+        self._url, self._retries = url.rstrip("/"), retries
         self._http = httpx.Client(**_options(self._url, token, timeout_s))
 
     def close(self) -> None:
@@ -35,7 +35,7 @@ class Transport:
     def send(self, call: Call[T]) -> T:
         """What the call's answer says, after as many tries as it takes. ApiError, Unreachable."""
         request = self._http.build_request(**call.request())
-        tries = Tries(self._url, safe=call.safe)
+        tries = Tries(self._url, safe=call.safe, retries=self._retries)
         while True:
             try:
                 answer = self._http.send(request)
@@ -82,8 +82,8 @@ class Transport:
 class AsyncTransport:
     """The same for asyncio."""
 
-    def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
-        self._url = url.rstrip("/")
+    def __init__(self, url: str, token: str | None, timeout_s: float, retries: bool = True) -> None:
+        self._url, self._retries = url.rstrip("/"), retries
         self._http = httpx.AsyncClient(**_options(self._url, token, timeout_s))
 
     async def close(self) -> None:
@@ -93,7 +93,7 @@ class AsyncTransport:
     async def send(self, call: Call[T]) -> T:
         """What the call's answer says, after as many tries as it takes. ApiError, Unreachable."""
         request = self._http.build_request(**call.request())
-        tries = Tries(self._url, safe=call.safe)
+        tries = Tries(self._url, safe=call.safe, retries=self._retries)
         while True:
             try:
                 answer = await self._http.send(request)

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from stoplab_api.cli.show import bad_input, connect, print_text, reported
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import bad_input, print_text, reported
 from stoplab_platform.paths import JobFolder
 from stoplab_platform.settings import Settings
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from stoplab_api.cli.completing import token_ids
+from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.show import (
     AsJson,
-    connect,
     print_json,
     print_table,
     print_text,
@@ -73,7 +74,9 @@ def list_tokens(as_json: AsJson = False) -> None:
 @app.command()
 @reported
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="TOKEN", help="A token's id.")],
+    token_id: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="A token's id.", autocompletion=token_ids)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """End a token."""

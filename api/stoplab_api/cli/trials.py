@@ -12,7 +12,9 @@ from rich.text import Text
 
 from stoplab_api.answers import TrialListBody
 from stoplab_api.bodies import JobBody
-from stoplab_api.cli.show import AsJson, JobId, bad_input, connect, errors, print_json, reported
+from stoplab_api.cli.completing import cell_states
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import AsJson, JobId, bad_input, errors, print_json, reported
 from stoplab_api.cli.studies import best_line, print_trials, trials_table
 from stoplab_api.cli.watching import exit_code, progress_line, watch
 from stoplab_api.client import Client
@@ -30,7 +32,10 @@ def trials(
     sort: Annotated[
         str, typer.Option(help="A field, metric or swept field; `-` before it: falling.")
     ] = "index",
-    state: Annotated[list[str] | None, typer.Option(help="In this state; repeated: or.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="In this state; repeated: or.", autocompletion=cell_states),
+    ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Of this arm; repeated: or.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="With this seed; repeated: or.")] = None,
     point: Annotated[
