@@ -122,7 +122,7 @@ class TestNextSteps:
         [
             (429, {"code": "rate-limited", "detail": "40 a minute"}, "wait 90 s"),
             (412, {"code": "version-mismatch", "detail": "at version 3"}, "look at it again"),
-            (428, {"code": "precondition-required", "detail": "no If-Match"}, "the server's version"),
+            (428, {"code": "precondition-required", "detail": "none"}, "the server's version"),
             (500, {"code": "internal", "detail": "not carried out"}, "under r_1"),
             (503, {"code": "database-unavailable", "detail": "gone"}, "stoplab doctor"),
             (409, {"code": "conflict", "detail": "moved"}, "look at it again"),
@@ -152,11 +152,13 @@ class TestInput:
         ("words", "said"),
         [
             (("submit", "none.yaml"), "none.yaml cannot be read"),
-            (("jobs", "extend", "j_1"), "no lab runs"),
+            (("jobs", "show", "j_1"), "no lab runs"),
+            (("jobs", "extend", "j_1"), "nothing to add"),
+            (("jobs", "extend", "j_1", "--seeds", "some"), "give whole numbers"),
             (("jobs", "limits", "j_1"), "nothing to change"),
             (("jobs", "limits", "j_1", "--trials", "many"), "'many' is no number"),
             (("jobs", "list", "--label", "x"), "is no label"),
-            (("jobs", "logs", "j_1", "--tail", "-1"), "-1 is not in the range"),
+            (("jobs", "logs", "j_1", "--tail", "-1"), "greater than or equal to 0"),
             (("spec", "schema", "odd"), "'odd' is not one of"),
             (("jobs", "nap"), "No such command 'nap'"),
         ],
@@ -244,10 +246,11 @@ class TestCompletion:
         assert "PRUNED" in completing.cell_states("")
 
     def test_spec_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "runs").mkdir()
+        here = tmp_path / "here"
+        (here / "runs").mkdir(parents=True)
+        monkeypatch.chdir(here)
         for name in ("runs/b.yml", "a.yaml", "notes.txt", ".hidden.yaml"):
-            (tmp_path / name).write_text("")
+            (here / name).write_text("")
         assert completing.spec_files("") == ["a.yaml", "runs/"]
         assert completing.spec_files("runs/") == ["runs/b.yml"]
         assert completing.spec_files("none/") == []
