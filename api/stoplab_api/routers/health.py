@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from prometheus_client.exposition import choose_encoder
 
@@ -52,7 +52,7 @@ def ready(lab: LabDep) -> Any:
         }
     },
 )
-def metrics(lab: LabDep, accept: Annotated[str, Header()] = "text/plain") -> Response:
+def metrics(request: Request, lab: LabDep) -> Response:
     """Requests, jobs, the queue, the reconciler, and what answers, as of now."""
-    encode, media_type = choose_encoder(accept)
+    encode, media_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(encode(lab.instruments.registry), headers={"Content-Type": media_type})
