@@ -142,7 +142,7 @@ class Client:
         while True:
             try:
                 job = self.get(job_id)
-            except Unreachable as error:
+            except (Unreachable, ApiError) as error:
                 waiting.missed(error)
             else:
                 if waiting.saw(job, seen):
@@ -229,7 +229,7 @@ class AsyncClient:
         while True:
             try:
                 job = await self.get(job_id)
-            except Unreachable as error:
+            except (Unreachable, ApiError) as error:
                 waiting.missed(error)
             else:
                 if waiting.saw(job, seen):

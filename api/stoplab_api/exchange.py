@@ -108,7 +108,7 @@ class Tries:
         What may not be done twice is repeated only where it surely never reached the server.
         """
         pause = self._pause() if self._safe or isinstance(error, httpx.ConnectError) else None
-        if pause is None or isinstance(error, httpx.UnsupportedProtocol):
+        if pause is None:
             raise Unreachable(self._url, error) from error
         return pause
 
@@ -132,9 +132,10 @@ class Waiting:
             seen(job)
         return job.status.state in TERMINAL or self._goes_on()
 
-    def missed(self, error: Unreachable) -> None:
-        """The server is away: raises its error once patience is over."""
-        if time.monotonic() - self._heard > PATIENCE_S:
+    def missed(self, error: Unreachable | ApiError) -> None:
+        """No look was had: raises the error once patience is over, or where it cannot pass."""
+        passes = isinstance(error, Unreachable) or error.status in BUSY
+        if not passes or time.monotonic() - self._heard > PATIENCE_S:
             raise error
         self._goes_on()
 

@@ -12,7 +12,7 @@ SHORTEST = 8
 # Each keeps what says which secret it was.
 _PATTERNS = (
     # A header, as text or as a mapping prints it: everything behind its name.
-    (r"(?i)(authorization[\"']?\s*[:=,]\s*b?[\"']?)(?:\w+\s+)?[^\s\"',}]+", rf"\1{HIDDEN}"),
+    (r"(?i)(authorization[\"']?\s*[:=,]\s*(?:b?[\"'])?)(?:\w+\s+)?[^\s\"',}]+", rf"\1{HIDDEN}"),
     (r"(?i)\b(bearer\s+)[\w.~+/=-]{12,}", rf"\1{HIDDEN}"),
     (r"\bstl_[\w-]{8,}", HIDDEN),
     # A URL's user and password; a password may hold a raw @.

@@ -325,6 +325,22 @@ class TestWait:
         assert done.status.state == "SUCCEEDED"
         assert (seen[0], seen[-1]) == ("QUEUED", "SUCCEEDED")
 
+    def test_over_a_database_that_is_away(
+        self, api: Api, client: Client, connect: Connect, hasty: None
+    ) -> None:
+        job = client.submit(SPEC)
+        api.moved(job.id, State.SUCCEEDED)
+        done = client.get(job.id).model_dump_json()
+        away = (503, {"Retry-After": "0"}, "")
+        with scripted(*[away] * 7, (200, {}, done)) as (url, asked), connect(url, None) as other:
+            assert other.wait(job.id, 20, poll_s=0.01).status.state == "SUCCEEDED"
+            assert len(asked) == 8
+
+    def test_not_for_what_is_not_there(self, client: Client) -> None:
+        with pytest.raises(ApiError) as caught:
+            client.wait("j_none", 20)
+        assert caught.value.status == 404
+
     def test_not_for_ever(self, client: Client) -> None:
         job = client.submit(SPEC)
         with pytest.raises(TimeoutError, match=job.id):

@@ -25,6 +25,7 @@ from stoplab_platform.paths import Home, write_json
 from stoplab_platform.settings import Settings
 from support_api import NoRunner, running_api, secret
 from support_lines import scripted
+from support_mlflow import MlflowServer
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +215,7 @@ class TestClock:
 
     def test_by_the_date_that_a_server_sends(self) -> None:
         date = {"Date": "Wed, 21 Oct 2015 07:28:00 GMT"}
-        with scripted((200, date, ""), (200, date, version("mlflow"))) as (url, _):
+        with scripted((200, date, version("mlflow"))) as (url, _):
             found = only_wrong(services.mlflow(url), "clock of mlflow")
         assert "behind" in found.detail
 
@@ -286,13 +287,28 @@ class TestRay:
 
 
 class TestMlflow:
+    @pytest.mark.slow
+    def test_a_real_one_and_its_host_check(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "lab.example")
+        server = MlflowServer(tmp_path)
+        server.start()
+        try:
+            found = only_wrong(services.mlflow(server.uri), "mlflow")
+        finally:
+            server.kill()
+        assert "--allowed-hosts" in str(found.cure)
+
     def test_another_version(self) -> None:
-        with scripted((200, {}, "OK"), (200, {}, "2.0.0")) as (url, _):
+        with scripted((200, {}, "2.0.0")) as (url, _):
             assert "mlflow==2.0.0" in str(only_wrong(services.mlflow(url), "mlflow").cure)
 
     def test_one_that_does_not_know_its_name(self) -> None:
-        with scripted((200, {}, "OK"), (403, {}, "Invalid Host header")) as (url, _):
+        own = (200, {}, version("mlflow"))
+        with scripted(own, (403, {}, "Invalid Host header")) as (url, asked):
             found = only_wrong(services.mlflow(url), "mlflow")
+        assert "/api/2.0/mlflow/" in asked[1], "its version is told to everybody"
         host = url.removeprefix("http://")
         assert str(found.cure) == f"start it with `--allowed-hosts` that names {host}"
 

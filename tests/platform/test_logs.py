@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import io
 import json
 import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,25 +15,9 @@ from stoplab_platform import logs
 from stoplab_platform.logs import JsonLines, KeyValues
 from stoplab_platform.redaction import Redactor
 from stoplab_platform.settings import Settings
+from support_logs import logging_to
 
 SECRET = "stl_9yXcV3kQ8mWz4LrT7bNs"
-
-
-@contextmanager
-def logging_to(kind: type[logs.Structured], *secrets: str, **fixed: Any) -> Iterator[io.StringIO]:
-    """A logger's lines in one format."""
-    text = io.StringIO()
-    handler = logging.StreamHandler(text)
-    handler.setFormatter(kind(Redactor(secrets), fixed))
-    logger = logging.getLogger("stoplab.test")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield text
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
 
 
 log = logging.getLogger("stoplab.test")

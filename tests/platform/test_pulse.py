@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from stoplab_platform import pulse as pulse_module
 from stoplab_platform.admission import Resources
 from stoplab_platform.jobs.states import ReasonCode, State
+from stoplab_platform.logs import JsonLines
 from stoplab_platform.pulse import FAILED_PASSES, Pulse
 from stoplab_platform.runner.base import Launch, Observed, RunnerState
 from support_jobs import running_lab
+from support_logs import logging_to
 from support_store import wait_for
 
 
@@ -100,7 +103,10 @@ class Deadly:
 
 
 def test_a_reconciler_tells_what_it_does(home: Path) -> None:
-    with running_lab(home, (), runner=Deadly()) as lab:
+    with (
+        logging_to(JsonLines, logger_name="stoplab.reconciler") as said,
+        running_lab(home, (), runner=Deadly()) as lab,
+    ):
         job = lab.submit(compute={"max_failures": 1, "cpus_per_worker": 2})
         lab.wait(job, State.FAILED)
         pulse = lab.reconciler.pulse
@@ -112,3 +118,6 @@ def test_a_reconciler_tells_what_it_does(home: Path) -> None:
     assert pulse.held.cpus > 0
     assert pulse.held.gpus == 0
     assert (pulse.failures, pulse.lost_sight) == (0, 0)
+    lines = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert {line["job_id"] for line in lines} == {job.id}, "each line names its job"
+    assert {line["attempt"] for line in lines} >= {1, 2}

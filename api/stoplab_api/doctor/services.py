@@ -85,13 +85,15 @@ def mlflow(url: str) -> Iterator[Finding]:
         yield Finding("mlflow", True, f"{url.partition('://')[0]}, no server")
         return
     base = url.rstrip("/")
-    health, told = _ask(f"{base}/health"), _ask(f"{base}/version")
-    if isinstance(health, str) or isinstance(told, str) or not health.is_success:
-        why = health if isinstance(health, str) else f"answers {health.status_code}"
+    told = _ask(f"{base}/version")
+    if isinstance(told, str) or not told.is_success:
+        why = told if isinstance(told, str) else f"answers {told.status_code}"
         cure = "start it (`stoplab up`, `mlflow server`), or see MLFLOW_TRACKING_URI"
         yield Finding("mlflow", False, f"{url}: {why}", cure)
         return
-    if told.status_code == httpx.codes.FORBIDDEN:
+    # Pages about its health are open to every name.
+    used = _ask(f"{base}/api/2.0/mlflow/experiments/search?max_results=1")
+    if not isinstance(used, str) and used.status_code == httpx.codes.FORBIDDEN:
         host = httpx.URL(url).netloc.decode()
         cure = f"start it with `--allowed-hosts` that names {host}"
         yield Finding("mlflow", False, f"{url} does not want to be called {host}", cure)
