@@ -169,6 +169,10 @@ class TestInput:
         assert said in " ".join(result.stderr.replace("│", " ").split())
         assert result.stdout == ""
 
+    def test_programs_are_told_too(self) -> None:
+        error, _ = refused(2, "jobs", "limits", "j_1")
+        assert error.startswith("nothing to change")
+
 
 def job(**status: Any) -> JobBody:
     plain = {"state": "RUNNING", "reason_code": None, "message": None, "attempt": 1,

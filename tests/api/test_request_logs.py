@@ -19,12 +19,13 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 def test_a_line_a_request(api: Api) -> None:
     with logging_to(KeyValues, logger_name="stoplab.api") as said, api.http() as http:
-        http.get("/v1/jobs/j_%0Aodd?", headers={"X-Request-ID": "mine-1"})
+        http.get("/v1/jobs/j_%0Aodd?x=secret", headers={"X-Request-ID": "mine-1"})
         eventually(said.getvalue)
     (line,) = said.getvalue().splitlines()
     assert " logger=stoplab.api message=answered method=GET path=/v1/jobs/j_%0Aodd " in line
-    assert " status=404 ms=" in line
+    assert " status=400 ms=" in line
     assert line.endswith(" request_id=mine-1")
+    assert "secret" not in line, "what a query holds is its client's"
 
 
 def test_a_mistake_of_ours_has_the_id_that_the_client_was_told(

@@ -9,7 +9,7 @@ import yaml
 
 from stoplab_api.bodies import JobBody
 from stoplab_api.cli.connecting import connect
-from stoplab_api.cli.show import AsJson, JobId, bad_input, print_json, print_text, reported
+from stoplab_api.cli.show import AsJson, BadInput, JobId, print_json, print_text, reported
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs import parse_assignments
 
@@ -41,7 +41,7 @@ def extend(
     }
     additions = {name: value for name, value in wished.items() if value is not None}
     if not additions and not values:
-        raise bad_input("nothing to add: give --seeds, --values, --samples, ...")
+        raise BadInput("nothing to add: give --seeds, --values, --samples, ...")
     with connect() as client:
         if values:
             additions["space"] = _values(client.get(job_id), values)
@@ -67,7 +67,7 @@ def limits(
     }
     changes = {name: _limit(name, text) for name, text in asked.items() if text is not None}
     if not changes:
-        raise bad_input("nothing to change: give --max-concurrent, --trials, ... ")
+        raise BadInput("nothing to change: give --max-concurrent, --trials, ... ")
     with connect() as client:
         job = client.change(client.get(job_id), limits=changes)
     _told(job, as_json, f"{job.id} limits: {job.limits}")

@@ -16,8 +16,8 @@ from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.extend import extend, limits
 from stoplab_api.cli.show import (
     AsJson,
+    BadInput,
     JobId,
-    bad_input,
     print_json,
     print_table,
     print_text,
@@ -109,13 +109,13 @@ def watch_job(job_id: JobId, as_json: AsJson = False) -> None:
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Until the job ends.")] = False,
-    rank: Annotated[int | None, typer.Option(help="Of one training process.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of one training process.")] = None,
     tail: Annotated[int | None, typer.Option(min=0, help="The last lines only.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what a job wrote."""
     if as_json and follow:
-        raise bad_input("--json prints one document; it cannot follow a log")
+        raise BadInput("--json prints one document; it cannot follow a log")
     with connect() as client:
         pieces = client.logs(job_id, follow=follow, rank=rank, tail=tail)
         if as_json:

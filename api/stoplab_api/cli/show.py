@@ -41,6 +41,10 @@ AsJson = Annotated[
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.", autocompletion=job_ids)]
 
 
+class BadInput(StoplabError):
+    """A command line that asks for nothing sensible."""
+
+
 def reported(command: Callable[P, R]) -> Callable[P, R]:
     """Turns errors that are meant for people into a message and an exit code."""
 
@@ -102,12 +106,6 @@ def made_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Tabl
     return table
 
 
-def bad_input(message: str) -> typer.Exit:
-    """Says what is wrong with a command line; raise what it gives."""
-    say(message)
-    return typer.Exit(Exit.BAD_INPUT)
-
-
 def _document(error: StoplabError | ValidationError) -> dict[str, Any]:
     """An error for programs: a spec's problems, REST's own problem document, or a sentence."""
     if isinstance(error, SpecError):
@@ -124,5 +122,5 @@ def _code(error: StoplabError | ValidationError) -> Exit:
     """Whether the input is to blame."""
     if isinstance(error, ApiError):
         return Exit.BAD_INPUT if error.status in REFUSALS else Exit.FAILED
-    refused = isinstance(error, SpecError | DataError | SettingsError | ValidationError)
+    refused = isinstance(error, BadInput | SpecError | DataError | SettingsError | ValidationError)
     return Exit.BAD_INPUT if refused else Exit.FAILED

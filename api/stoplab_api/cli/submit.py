@@ -12,9 +12,9 @@ from stoplab_api.bodies import JobBody
 from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.show import (
     AsJson,
+    BadInput,
     Sets,
     SpecFile,
-    bad_input,
     print_json,
     print_text,
     reported,
@@ -76,7 +76,7 @@ def label_pairs(labels: Iterable[str] | None) -> dict[str, str]:
     for text in labels or ():
         sign = min((sign for sign in "=:" if sign in text), key=text.index, default="")
         if not sign or text.startswith(sign):
-            raise bad_input(f"{text!r} is no label; give key=value")
+            raise BadInput(f"{text!r} is no label; give key=value")
         key, _, value = text.partition(sign)
         pairs[key] = value
     return pairs

@@ -14,7 +14,7 @@ from stoplab_api.answers import TrialListBody
 from stoplab_api.bodies import JobBody
 from stoplab_api.cli.completing import cell_states
 from stoplab_api.cli.connecting import connect
-from stoplab_api.cli.show import AsJson, JobId, bad_input, errors, print_json, reported
+from stoplab_api.cli.show import AsJson, BadInput, JobId, errors, print_json, reported
 from stoplab_api.cli.studies import best_line, print_trials, trials_table
 from stoplab_api.cli.watching import exit_code, progress_line, watch
 from stoplab_api.client import Client
@@ -50,7 +50,7 @@ def trials(
 ) -> None:
     """Print the runs of a sweep or comparison."""
     if as_csv and as_json:
-        raise bad_input("give --csv or --json, not both")
+        raise BadInput("give --csv or --json, not both")
     wanted: dict[str, Any] = {
         "states": [word.upper() for word in state or ()],
         "arms": arm or (),
