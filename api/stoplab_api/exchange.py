@@ -93,14 +93,18 @@ class Tries:
     def __init__(self, url: str, *, safe: bool, retries: bool = True) -> None:
         self._url, self._safe = url, safe
         self._pauses = iter(PAUSES_S if retries else ())
+        self._patience_s = PATIENCE_S
 
     def after_answer(self, answer: httpx.Response) -> float | None:
         """Seconds until the next try; None: this answer stands."""
         if answer.status_code not in BUSY:
             return None
-        asked = retry_after_s(answer) or 0.0
         pause = self._pause()
-        return None if pause is None or asked > PATIENCE_S else max(pause, asked)
+        if pause is None:
+            return None
+        pause = max(pause, retry_after_s(answer) or 0.0)
+        self._patience_s -= pause
+        return pause if self._patience_s >= 0 else None
 
     def after_silence(self, error: httpx.TransportError) -> float:
         """Seconds until the next try; raises Unreachable when there is none.

@@ -189,6 +189,9 @@ class TestBusyServers:
         tries = Tries("http://x", safe=True)
         pauses = [tries.after_answer(answer) for _ in range(4)]
         assert pauses == [7, 7, 7, None]
+        slow = httpx.Response(503, headers={"Retry-After": "40"})
+        tries = Tries("http://x", safe=True)
+        assert [tries.after_answer(slow) for _ in range(2)] == [40, None], "patience is for all"
         assert tries.after_answer(httpx.Response(200)) is None
 
     def test_pauses_grow_and_differ(self) -> None:
