@@ -18,7 +18,7 @@ from stoplab_platform.jobs.models import Job, Role
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import JobFolder
-from stoplab_platform.runner.base import Runner
+from stoplab_platform.runner.base import Launch, Observed, Runner, RunnerState
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.settings import Settings
 
@@ -100,6 +100,24 @@ class Api:
 def secret(role: str) -> str:
     """A token's secret, known beforehand."""
     return f"stl_{role}_{'x' * 40}"
+
+
+class NoRunner:
+    """A cluster that went away."""
+
+    tied_to_parent = False
+
+    def start(self, launch: Launch) -> None:
+        raise AssertionError(launch)
+
+    def observe(self, submission_id: str) -> Observed:
+        return Observed(RunnerState.ABSENT)
+
+    def stop(self, submission_id: str) -> None:
+        raise AssertionError(submission_id)
+
+    def alive(self) -> bool:
+        return False
 
 
 @contextmanager

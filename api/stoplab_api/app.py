@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,6 +15,8 @@ from stoplab_api import handlers, openapi
 from stoplab_api.auth import caller
 from stoplab_api.context import Lab
 from stoplab_api.deps import known_parameters
+from stoplab_api.instruments import Instruments
+from stoplab_api.measures import LabCollector
 from stoplab_api.middleware import RequestLog
 from stoplab_api.rates import Rates
 from stoplab_api.routers import (
@@ -30,16 +31,15 @@ from stoplab_api.routers import (
     studies,
     tokens,
 )
+from stoplab_platform import logs as log_lines
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
-from stoplab_platform.redaction import RedactingFormatter
 from stoplab_platform.runner.base import Runner
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.runner.ray_jobs import RayJobsRunner
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 
-LOG_FORMAT = "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
 GRACE_S = 5
 """Seconds that open requests have to end after SIGTERM."""
 
@@ -52,15 +52,16 @@ def create_app(
     reconcile: bool = True,
 ) -> FastAPI:
     """The application. While it runs it holds the store, and the reconciler's thread."""
+    instruments = Instruments()
     app = FastAPI(
-        lifespan=_lifespan(settings, store, runner, reconcile),
+        lifespan=_lifespan(settings, store, runner, reconcile, instruments),
         dependencies=[Depends(known_parameters)],
         openapi_url="/openapi.json",
         docs_url=None,  # their scripts come from elsewhere, and would see tokens
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, instruments=instruments)
     handlers.install(app)
     guarded = APIRouter(prefix="/v1", dependencies=[Depends(caller)])
     for part in (jobs, estimates, logs, metrics, artifacts, studies, meta, tokens, events):
@@ -105,19 +106,21 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one, told in the log")
     arguments = parser.parse_args()
-    handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(LOG_FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    serve(create_app(Settings()), host=arguments.host, port=arguments.port).run()
+    settings = Settings()
+    log_lines.set_up(settings)
+    serve(create_app(settings), host=arguments.host, port=arguments.port).run()
 
 
 def _lifespan(
-    settings: Settings, store: JobStore | None, runner: Runner | None, reconcile: bool
+    settings: Settings,
+    store: JobStore | None,
+    runner: Runner | None,
+    reconcile: bool,
+    instruments: Instruments,
 ) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _opened(settings, store, runner, reconcile) as lab:
+        with _opened(settings, store, runner, reconcile, instruments) as lab:
             app.state.lab = lab
             yield
 
@@ -126,13 +129,19 @@ def _lifespan(
 
 @contextmanager
 def _opened(
-    settings: Settings, given: JobStore | None, runner: Runner | None, reconcile: bool
+    settings: Settings,
+    given: JobStore | None,
+    runner: Runner | None,
+    reconcile: bool,
+    instruments: Instruments,
 ) -> Iterator[Lab]:
     """The parts of a lab, given ones as they are; ends the reconciler, then the own store."""
     store = given or JobStore(settings.database)
     store.migrate()
     runner = runner or default_runner(settings)
     reconciler = Reconciler(store, runner, settings)
+    stop = threading.Event()
+    heart = threading.Thread(target=reconciler.run_forever, args=(stop,), name="reconciler")
     lab = Lab(
         settings=settings,
         store=store,
@@ -140,20 +149,20 @@ def _opened(
         runner=runner,
         rates=Rates.of(settings),
         reconciler=reconciler,
-        reconciling=reconcile,
+        instruments=instruments,
+        heart=heart if reconcile else None,
     )
-    stop = threading.Event()
-    thread = threading.Thread(target=reconciler.run_forever, args=(stop,), name="reconciler")
     if reconcile:
-        thread.start()
+        heart.start()
     try:
-        yield lab
+        with instruments.watching(LabCollector(lab)):
+            yield lab
     finally:
         lab.closing.set()
         stop.set()
         reconciler.wake()
         if reconcile:
-            thread.join()
+            heart.join()
         if given is None:
             store.close()
 

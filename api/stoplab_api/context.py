@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Thread
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from stoplab_api.instruments import Instruments
 from stoplab_api.rates import Rates
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.reconciler import Reconciler
@@ -26,8 +27,9 @@ class Lab:
     runner: Runner
     rates: Rates
     reconciler: Reconciler
-    reconciling: bool
-    """Whether this process runs the reconciler itself."""
+    instruments: Instruments
+    heart: Thread | None = None
+    """The reconciler's; None where this process runs none."""
     closing: Event = field(default_factory=Event)
     """Set when the server stops: open streams end then."""
 

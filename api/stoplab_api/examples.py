@@ -370,3 +370,8 @@ READY: dict[str, Any] = {
         "reconciler": {"ok": True, "message": None},
     },
 }
+PROMETHEUS = """\
+# HELP stoplab_queue_length Queued jobs.
+# TYPE stoplab_queue_length gauge
+stoplab_queue_length 2.0
+"""

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ from stoplab_platform.admission import Claim, QueueInfo, admit, capacity, demand
 from stoplab_platform.errors import Conflict, SpecError
 from stoplab_platform.extend import limited
 from stoplab_platform.jobs.models import Job
-from stoplab_platform.jobs.states import State
+from stoplab_platform.jobs.states import ACTIVE, State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.resources import Resources
 from stoplab_platform.runner.base import Runner
@@ -56,6 +56,10 @@ class Queue:
         if key not in self._demands:
             self._demands[key] = self._demand(job)
         return self._demands[key]
+
+    def all_reserved(self, jobs: Iterable[Job]) -> Resources:
+        """What the active ones of these jobs have reserved, all together."""
+        return sum((self.reserved(job) for job in jobs if job.state in ACTIVE), Resources())
 
     def admit(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """The unfinished jobs, those whose turn it is moved to STARTING."""

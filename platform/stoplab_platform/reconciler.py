@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from stoplab_platform import logs
 from stoplab_platform.admission import QueueInfo
 from stoplab_platform.attempts import Attempts
 from stoplab_platform.decide import (
@@ -34,6 +34,7 @@ from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.observe import Observer
+from stoplab_platform.pulse import Pulse
 from stoplab_platform.queueing import ACTOR, Queue
 from stoplab_platform.retention import Keeper
 from stoplab_platform.runner.base import Runner
@@ -66,13 +67,13 @@ class Reconciler:
         self._notifier = Notifier(store, settings)
         self._keeper = Keeper(store, settings)
         self._wake = threading.Event()
-        self._last_pass = time.monotonic()
+        self.pulse = Pulse()
         self._noted: set[str] = set()
 
     @property
     def last_pass_age_s(self) -> float:
-        """Seconds since a pass came to its end."""
-        return time.monotonic() - self._last_pass
+        """Seconds since a pass came to a good end."""
+        return self.pulse.age_s
 
     def waiting(self, job_ids: Collection[str] = ()) -> Mapping[str, QueueInfo]:
         """Why queued jobs wait, these among them; it needs no pass of ours."""
@@ -99,15 +100,23 @@ class Reconciler:
 
     def pass_once(self) -> None:
         """Look at every unfinished job once, and do what is due."""
+        with self.pulse.passing():
+            self._pass()
+
+    def _pass(self) -> None:
         jobs = self._queue.admit(self._store.unfinished())
+        self.pulse.hold(self._queue.all_reserved(jobs))
         self._observer.begin(jobs)
         for job in jobs:
             if job.state is not State.QUEUED:
-                self._guarded(job)
+                with (
+                    self.pulse.looking_at(job.id),
+                    logs.context(job_id=job.id, attempt=job.attempt),
+                ):
+                    self._guarded(job)
         self._settler.settle(self._store.unsettled())
         self._notifier.notify()
         self._keeper.tidy()
-        self._last_pass = time.monotonic()
 
     def _guarded(self, job: Job) -> None:
         """One job's part of a pass; whatever it meets, the others have theirs."""
@@ -121,6 +130,7 @@ class Reconciler:
         except StoreUnavailable:
             raise
         except Exception:  # a full disk, a broken file: this job's alone
+            self.pulse.lost_sight += 1
             log.exception("%s could not be looked after", job.id)
 
     def _see(self, job: Job) -> Seen:
@@ -162,16 +172,20 @@ class Reconciler:
             columns["attempt"] = job.attempt + 1
         if move.run_digest is not None:
             columns["run_digest"] = move.run_digest
-        return self._store.move(
+        moved = self._store.move(
             job, move.to, actor=ACTOR, reason_code=move.reason_code, message=move.message,
             intent=move.intent, **columns,
         )  # fmt: skip
+        if move.to is State.RECOVERING:
+            self.pulse.recoveries[str(move.reason_code)] += 1
+        return moved
 
     def _note(self, job: Job, verb: str, message: str) -> None:
         """An event, once an attempt: what is done again each pass says nothing new."""
         key = f"{submission_id(job.id, job.attempt)} {verb}"
         if key not in self._noted:
             self._noted.add(key)
+            self.pulse.attempts += verb == "start"
             self._store.record(job.id, actor=ACTOR, verb=verb, message=message)
 
 

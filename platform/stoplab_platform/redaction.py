@@ -1,18 +1,39 @@
-"""What this process knows and must not show: values of secrets, taken out of what it writes."""
+"""Takes secrets out of text that is written down: values that we know, and what looks like one."""
 
 from __future__ import annotations
 
-import logging
+import re
 
+HIDDEN = "[redacted]"
 SHORTEST = 6
-"""Shorter values are no secrets, and would be found in any text."""
+"""Shorter values are no secrets, and would be found in innocent words."""
 
+# Each keeps what says which secret it was.
+_PATTERNS = tuple(
+    (re.compile(sign), mark)
+    for sign, mark in (
+        # A header, as text or as a mapping prints it: everything behind its name.
+        (
+            r"(?i)(authorization[\"']?\s*[:=,]\s*(?:b?[\"'])?)(?:\w+\s+)?[^\s\"',}]+",
+            rf"\1{HIDDEN}",
+        ),
+        (r"(?i)\b(bearer\s+)[\w.~+/=-]{12,}", rf"\1{HIDDEN}"),
+        (r"\bstl_[\w-]{8,}", HIDDEN),
+        # A URL's user and password; a password may hold a raw @.
+        (r"(://)[^/\s\"'?#]*@", rf"\1{HIDDEN}@"),
+        (
+            r"(?i)((?:password|passwd|secret|token|api_?-?key|access_?-?key)[\"']?\s*[=:]\s*[\"']?)"
+            r"(?!//)[^\s\"'&,;})]+",
+            rf"\1{HIDDEN}",
+        ),
+    )
+)
 _hidden: dict[str, str] = {}
-"""The word that is shown for each value."""
+"""The word that is shown for each value that this process knows and must not show."""
 
 
-def hide(value: str, word: str) -> None:
-    """From now on `redacted` shows ``word`` for ``value``."""
+def hide(value: str, word: str = HIDDEN) -> None:
+    """From now on ``word`` is shown for ``value``."""
     if len(value) >= SHORTEST:
         _hidden[value] = word
 
@@ -24,9 +45,9 @@ def redacted(text: str) -> str:
     return text
 
 
-class RedactingFormatter(logging.Formatter):
-    """A formatter of log lines, their tracebacks too, without hidden values."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return redacted(super().format(record))
+def scrubbed(text: str) -> str:
+    """A text without hidden values, nor anything that looks like a secret: for logs."""
+    text = redacted(text)
+    for sign, mark in _PATTERNS:
+        text = sign.sub(mark, text)
+    return text

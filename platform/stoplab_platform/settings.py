@@ -6,7 +6,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     """Requests a second that one token may make, on each replica; 0: no limit."""
     rate_burst: int = Field(default=2000, ge=1)
     """Requests that it may make at once."""
+    log_format: Literal["text", "json"] = "text"
+    """How servers write their logs: key=value pairs, or JSON lines."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Records below this level are left out of servers' logs."""
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     """Where MLflow listens; null: SQLite in the home."""
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")

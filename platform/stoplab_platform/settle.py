@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from stoplab_platform import tracking
+from stoplab_platform import logs, tracking
 from stoplab_platform.errors import StoreUnavailable, TrackerUnavailable
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
@@ -55,7 +55,8 @@ class Settler:
     def _round(self, jobs: list[Job]) -> None:
         try:
             for job in jobs:
-                self._one(job)
+                with logs.context(job_id=job.id):
+                    self._one(job)
         except (TrackerUnavailable, StoreUnavailable) as error:
             log.warning("the tracker is told later how jobs ended: %s", error)
             self._not_before = time.monotonic() + AGAIN_S

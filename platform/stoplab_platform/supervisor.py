@@ -25,6 +25,7 @@ from typing import Literal
 
 import yaml
 
+from stoplab_platform import logs
 from stoplab_platform.attempts import attempt_env
 from stoplab_platform.child import Child
 from stoplab_platform.contact import Contact
@@ -62,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--attempt", required=True, type=int)
     parser.add_argument("--leave-with-parent", action="store_true")
     options = parser.parse_args(words[: words.index("--")] if "--" in words else words)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     settings = Settings()
+    logs.set_up(settings, job_id=options.job, attempt=options.attempt)
     parent = os.getppid() if options.leave_with_parent else None
     supervisor = Supervisor(settings, options.job, options.attempt, command, parent)
     signal.signal(signal.SIGTERM, supervisor.on_terminate)

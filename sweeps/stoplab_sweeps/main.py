@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from stoplab_platform.console import log_to_stdout
+from stoplab_platform import logs
 from stoplab_platform.errors import DataError, SettingsError, SpecError
 from stoplab_platform.exits import Exit
 from stoplab_platform.handoff import request_stop
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> Exit:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="changes")
     options = parser.parse_args(arguments)
-    log_to_stdout()
+    logs.to_stdout()
     try:
         spec = load_spec(options.spec, parse_assignments(options.changes))
         if not isinstance(spec, SweepSpec | ComparisonSpec):

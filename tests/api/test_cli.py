@@ -109,7 +109,7 @@ class TestWithoutLab:
         assert not (home / "lab.json").exists()
 
     def test_a_server_that_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("stoplab_api.transport.PAUSES_S", ())
+        monkeypatch.setattr("stoplab_api.exchange.PAUSES_S", ())
         monkeypatch.setenv("STOPLAB_API_URL", "http://127.0.0.1:9")
         assert "does not answer" in document("jobs", "list", code=1)["error"]
 
@@ -138,34 +138,6 @@ def test_env_is_for_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert document("env") == values
     write_json(home / "lab.json", {"ports": ports, "pids": {**pids, "ray": {**me, "pid": 2**22}}})
     assert stoplab("env").exit_code == 1
-
-
-def test_doctor_names_the_cure(home: Path) -> None:
-    checks = {check["name"]: check for check in document("doctor")["checks"]}
-    assert {"python", "disk", "torch", "ports", "lab"} <= checks.keys()
-    token = home / "tokens" / "local"
-    token.parent.mkdir()
-    token.write_text("secret")
-    token.chmod(0o644)
-    found = document("doctor", code=1)
-    (wrong,) = [check for check in found["checks"] if not check["ok"]]
-    assert wrong["name"] == "token local"
-    assert f"chmod 600 {token}" in wrong["cure"]
-    assert "secret" not in json.dumps(found)
-
-
-def test_doctor_sees_a_shell_that_means_another_lab(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_json(home / "lab.json", {"ports": {"api": 3, "mlflow": 2, "ray": 1}, "pids": {}})
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    monkeypatch.setenv("STOPLAB_API_URL", "http://127.0.0.1:3")
-    wrong = [check for check in document("doctor", code=1)["checks"] if not check["ok"]]
-    assert [check["name"] for check in wrong] == [
-        "lab ray", "lab mlflow", "lab api", "environment"
-    ]  # fmt: skip
-    assert "8265" in wrong[-1]["detail"]
-    assert "stoplab up" in wrong[0]["cure"]
 
 
 class TestJobs:

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
+import inspect
+import secrets
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
-from stoplab_api import transport
-from stoplab_api.client import ApiError, Client, Unreachable
-from stoplab_api.transport import StreamEvent, parse_events
+from stoplab_api import exchange
+from stoplab_api.client import ApiError, AsyncClient, Client, Unreachable
+from stoplab_api.exchange import EventReader, NotStoplab, StreamEvent, Tries, retry_after_s
+from stoplab_platform.errors import SettingsError
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, Ledger
 from stoplab_platform.paths import write_json
 from stoplab_platform.specs import parse_spec
 from support_api import COMPARE, SPEC, Api, eventually, running_api, secret
+from support_client import Connect, blocking, driven
+from support_lines import Proxy, proxied, scripted
 
 
 @pytest.fixture(scope="module")
@@ -26,92 +31,23 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield running
 
 
+@pytest.fixture(scope="module", params=[blocking, driven], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Opens a client: every test below runs with both kinds."""
+    chosen: Connect = request.param
+    return chosen
+
+
 @pytest.fixture(scope="module")
-def client(api: Api) -> Iterator[Client]:
-    with Client(api.url, secret("ana")) as made:
+def client(api: Api, connect: Connect) -> Iterator[Client]:
+    with connect(api.url, secret("ana")) as made:
         yield made
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "PAUSES_S", (0.01, 0.01))
-    monkeypatch.setattr(transport, "RETRY_S", 0.02)
-
-
-class Proxy:
-    """Between client and server; cuts lines when told to.
-
-    ``deaf``: how many answers from now on are lost after the server has given them.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._lines: list[socket.socket] = []
-        self.deaf = 0
-        self.accepted = 0
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._accept)
-        self._thread.start()
-
-    def cut(self) -> None:
-        """End every line that is open."""
-        for line in self._lines:
-            _shut(line)
-
-    def close(self) -> None:
-        _shut(self._listener)
-        self._listener.close()
-        self.cut()
-        self._thread.join()
-
-    def _accept(self) -> None:
-        pumps = []
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                break
-            self.accepted += 1
-            far = socket.create_connection(("127.0.0.1", self._to))
-            self._lines += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                pumps.append(
-                    threading.Thread(target=self._pump, args=(source, sink, source is far))
-                )
-                pumps[-1].start()
-        for pump in pumps:
-            pump.join()
-        for line in self._lines:
-            line.close()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
-        try:
-            while data := source.recv(65536):
-                if answers and self.deaf:
-                    self.deaf -= 1
-                    break
-                sink.sendall(data)
-        except OSError:
-            pass
-        _shut(source)
-        _shut(sink)
-
-
-def _shut(line: socket.socket) -> None:
-    try:
-        line.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-
-
-@contextmanager
-def proxied(api: Api) -> Iterator[Proxy]:
-    proxy = Proxy(int(api.url.rpartition(":")[2]))
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+    monkeypatch.setattr(exchange, "PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(exchange, "RETRY_S", 0.02)
 
 
 class TestJobs:
@@ -161,13 +97,13 @@ class TestJobs:
         write_json(folder.comparison, {"verdict": "worse"})
         assert client.comparison(job.id) == {"verdict": "worse"}
 
-    def test_the_lab(self, api: Api, client: Client) -> None:
+    def test_the_lab(self, api: Api, client: Client, connect: Connect) -> None:
         assert client.me().owner == "ana"
         assert client.cluster().runner.alive
         assert client.schema("sweep")["title"] == "SweepSpec"
-        with Client(api.url, secret("root")) as admin:
+        with connect(api.url, secret("root")) as admin:
             token = admin.create_token("t", owner="kim", role="viewer", expires_in_days=1)
-            with Client(api.url, token.secret) as kim:
+            with connect(api.url, token.secret) as kim:
                 assert kim.me().role == "viewer"
                 admin.revoke_token(token.id)
                 with pytest.raises(ApiError) as caught:
@@ -184,42 +120,140 @@ class TestErrors:
         assert "/spec/seed" in str(caught.value)
         assert "/spec/colour" in str(caught.value)
 
-    def test_nobody_there(self, hasty: None) -> None:
+    def test_nobody_there(self, hasty: None, connect: Connect) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-        with Client(f"http://127.0.0.1:{port}", None) as client:
+        with connect(f"http://127.0.0.1:{port}", None) as client:
             with pytest.raises(Unreachable, match=str(port)):
                 client.get("j_x")
             with pytest.raises(Unreachable):
                 client.cancel("j_x")
 
-    def test_somebody_else_there(self, api: Api) -> None:
-        with Client(f"{api.url}/elsewhere", None) as client, pytest.raises(ApiError) as caught:
+    def test_somebody_else_there(self, api: Api, connect: Connect) -> None:
+        with connect(f"{api.url}/elsewhere", None) as client, pytest.raises(ApiError) as caught:
             client.me()
         assert caught.value.status == 404
 
+    @pytest.mark.parametrize("job_id", ["", "a/b", "../tokens", "j_1?follow=true", "j_1#x", "ü"])
+    def test_what_is_no_id_names_no_other_page(self, client: Client, job_id: str) -> None:
+        with pytest.raises(ApiError) as caught:
+            client.get(job_id)
+        assert caught.value.status == 404
+
+    @pytest.mark.parametrize("url", ["127.0.0.1:8800", "http://", "http://a:b", "ftp://a", ""])
+    def test_what_is_no_address(self, connect: Connect, url: str) -> None:
+        with pytest.raises(SettingsError, match="no server's address"), connect(url, None):
+            pass
+
+    @pytest.mark.parametrize("token", ["two words", "ünsinn", "a\nb", ""])
+    def test_what_is_no_token_is_not_shown(self, connect: Connect, token: str) -> None:
+        with (
+            pytest.raises(SettingsError, match="token") as caught,
+            connect("http://127.0.0.1:1", token),
+        ):
+            pass
+        assert not token or token not in str(caught.value)
+
+
+ME = '{"owner": "ana", "project": "default", "role": "viewer"}'
+
+
+class TestBusyServers:
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_later_means_later(self, hasty: None, connect: Connect, status: int) -> None:
+        busy = (status, {"Retry-After": "0"}, "")
+        with scripted(busy, busy, (200, {}, ME)) as (url, asked), connect(url, None) as client:
+            assert client.me().owner == "ana"
+            assert len(asked) == 3
+
+    def test_patience_with_one_that_stays_busy(self, hasty: None, connect: Connect) -> None:
+        with (
+            scripted((503, {"Retry-After": "0"}, "")) as (url, asked),
+            connect(url, None) as client,
+            pytest.raises(ApiError) as caught,
+        ):
+            client.me()
+        assert (caught.value.status, caught.value.retry_after_s, len(asked)) == (503, 0, 3)
+
+    def test_a_long_time_is_told_not_waited_for(self, connect: Connect) -> None:
+        with (
+            scripted((429, {"Retry-After": "3600"}, "")) as (url, asked),
+            connect(url, None) as client,
+            pytest.raises(ApiError) as caught,
+        ):
+            client.me()
+        assert (caught.value.retry_after_s, len(asked)) == (3600, 1)
+
+    def test_the_server_names_the_pause(self) -> None:
+        answer = httpx.Response(503, headers={"Retry-After": "7"})
+        tries = Tries("http://x", safe=True)
+        pauses = [tries.after_answer(answer) for _ in range(4)]
+        assert pauses == [7, 7, 7, None]
+        slow = httpx.Response(503, headers={"Retry-After": "40"})
+        tries = Tries("http://x", safe=True)
+        assert [tries.after_answer(slow) for _ in range(2)] == [40, None], "patience is for all"
+        assert tries.after_answer(httpx.Response(200)) is None
+
+    def test_pauses_grow_and_differ(self) -> None:
+        answer = httpx.Response(503)
+        seen = [Tries("http://x", safe=True).after_answer(answer) for _ in range(20)]
+        assert all(pause is not None and 0.15 <= pause <= 0.25 for pause in seen)
+        assert len(set(seen)) > 1
+
+    @pytest.mark.parametrize(
+        ("text", "least", "most"),
+        [("12", 12, 12), ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+         ("Wed, 21 Oct 2099 07:28:00 GMT", 1e9, 1e10)],
+    )  # fmt: skip
+    def test_retry_after(self, text: str, least: float, most: float) -> None:
+        found = retry_after_s(httpx.Response(503, headers={"Retry-After": text}))
+        assert found is not None
+        assert least <= found <= most
+        assert retry_after_s(httpx.Response(503, headers={"Retry-After": "soon"})) is None
+
+    @pytest.mark.parametrize("text", ["<html>", "[]", "{}"])
+    def test_another_kind_of_server(self, connect: Connect, text: str) -> None:
+        with (
+            scripted((200, {}, text)) as (url, _),
+            connect(url, None) as client,
+            pytest.raises(NotStoplab, match="not as a stoplab server"),
+        ):
+            client.me()
+
+    def test_a_redirect_is_no_answer(self, connect: Connect) -> None:
+        with (
+            scripted((302, {"Location": "/login"}, "")) as (url, _),
+            connect(url, None) as client,
+            pytest.raises(ApiError) as caught,
+        ):
+            client.me()
+        assert caught.value.status == 302
+
 
 class TestBrokenLines:
-    def test_a_submit_whose_answer_was_lost_is_one_job(self, api: Api, hasty: None) -> None:
-        with proxied(api) as proxy, Client(proxy.url, secret("ana")) as client:
+    def test_a_submit_whose_answer_was_lost_is_one_job(
+        self, api: Api, hasty: None, connect: Connect
+    ) -> None:
+        with proxied(api.url) as proxy, connect(proxy.url, secret("ana")) as client:
             proxy.deaf = 1
-            job = client.submit({**SPEC, "name": "lost-answer"})
+            name = f"lost-{secrets.token_hex(4)}"
+            job = client.submit({**SPEC, "name": name})
             assert proxy.accepted == 2, "it was asked twice"
-            assert [one.id for one in client.list(q="lost-answer").items] == [job.id]
+            assert [one.id for one in client.list(q=name).items] == [job.id]
 
-    def test_what_may_not_be_repeated_is_not(self, api: Api, hasty: None) -> None:
+    def test_what_may_not_be_repeated_is_not(self, api: Api, hasty: None, connect: Connect) -> None:
         job = api.submitted()
-        with proxied(api) as proxy, Client(proxy.url, secret("ana")) as client:
+        with proxied(api.url) as proxy, connect(proxy.url, secret("ana")) as client:
             proxy.deaf = 1
             with pytest.raises(Unreachable):
                 client.pause(job["id"])
             assert proxy.accepted == 1
         assert api.store.get(job["id"]).state is State.PAUSED
 
-    def test_a_log_is_followed_over_a_cut(self, api: Api, hasty: None) -> None:
+    def test_a_log_is_followed_over_a_cut(self, api: Api, hasty: None, connect: Connect) -> None:
         job_id = api.submitted()["id"]
         api.write_log(job_id, b"one\n")
-        with proxied(api) as proxy, Client(proxy.url, secret("ana")) as client:
+        with proxied(api.url) as proxy, connect(proxy.url, secret("ana")) as client:
             pieces = client.logs(job_id, follow=True)
             assert next(pieces) == "one\n"
             proxy.cut()
@@ -230,12 +264,14 @@ class TestBrokenLines:
             assert list(pieces) == []
             assert proxy.accepted >= 3
 
-    def test_patience_ends(self, api: Api, hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(transport, "PATIENCE_S", 0.1)
+    def test_patience_ends(
+        self, api: Api, hasty: None, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(exchange, "PATIENCE_S", 0.1)
         job_id = api.submitted()["id"]
         api.write_log(job_id, b"one\n")
-        proxy = Proxy(int(api.url.rpartition(":")[2]))
-        with Client(proxy.url, secret("ana")) as client:
+        proxy = Proxy(api.url)
+        with connect(proxy.url, secret("ana")) as client:
             pieces = client.logs(job_id, follow=True)
             next(pieces)
             proxy.close()
@@ -268,8 +304,9 @@ class TestStreams:
     def test_the_format(self, size: int) -> None:
         raw = b": hello\nretry: 1\n\nevent: log\ndata: a\ndata:\r\ndata:  b\nid: 7\n\n"
         raw += b"data: x\n\nid: 9\n\n"
-        blocks = iter([raw[i : i + size] for i in range(0, len(raw), size)])
-        assert list(parse_events(blocks)) == [
+        reader = EventReader()
+        blocks = [raw[i : i + size] for i in range(0, len(raw), size)]
+        assert [event for block in blocks for event in reader.feed(block)] == [
             StreamEvent("log", "a\n\n b", "7"),
             StreamEvent("message", "x", None),
         ]
@@ -291,10 +328,37 @@ class TestWait:
         assert done.status.state == "SUCCEEDED"
         assert (seen[0], seen[-1]) == ("QUEUED", "SUCCEEDED")
 
+    def test_over_a_database_that_is_away(
+        self, api: Api, client: Client, connect: Connect, hasty: None
+    ) -> None:
+        job = client.submit(SPEC)
+        api.moved(job.id, State.SUCCEEDED)
+        done = client.get(job.id).model_dump_json()
+        away = (503, {"Retry-After": "0"}, "")
+        with scripted(*[away] * 7, (200, {}, done)) as (url, asked), connect(url, None) as other:
+            assert other.wait(job.id, 20, poll_s=0.01).status.state == "SUCCEEDED"
+            assert len(asked) == 8
+
+    def test_not_for_what_is_not_there(self, client: Client) -> None:
+        with pytest.raises(ApiError) as caught:
+            client.wait("j_none", 20)
+        assert caught.value.status == 404
+
     def test_not_for_ever(self, client: Client) -> None:
         job = client.submit(SPEC)
         with pytest.raises(TimeoutError, match=job.id):
             client.wait(job.id, 0.05, poll_s=0.01)
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def calls(kind: type) -> dict[str, list[inspect.Parameter]]:
+        found = inspect.getmembers(kind, inspect.isfunction)
+        public = {name: call for name, call in found if not name.startswith("_")}
+        assert all(call.__doc__ for call in public.values())
+        return {n: list(inspect.signature(call).parameters.values()) for n, call in public.items()}
+
+    assert calls(Client) == calls(AsyncClient)
+    assert {"submit", "wait", "logs", "close"} <= calls(Client).keys()
 
 
 def test_it_needs_no_server_code(tmp_path: Path) -> None:

@@ -7,41 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 
-from stoplab_api import auth
-from stoplab_api.answers import ClusterBody, ReadyBody
-from stoplab_platform.errors import StoreUnavailable
+from stoplab_api.answers import ClusterBody
 from stoplab_platform.jobs.models import Principal, Role
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.runner.base import Launch, Observed, RunnerState
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import parse_spec
 from support_api import COMPARE, SPEC, Api, eventually, running_api, secret
-
-
-class NoRunner:
-    """A cluster that went away."""
-
-    tied_to_parent = False
-
-    def start(self, launch: Launch) -> None:
-        raise AssertionError(launch)
-
-    def observe(self, submission_id: str) -> Observed:
-        return Observed(RunnerState.ABSENT)
-
-    def stop(self, submission_id: str) -> None:
-        raise AssertionError(submission_id)
-
-    def alive(self) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -87,81 +65,6 @@ class TestCluster:
         assert told["runner"] == {"kind": "LocalRunner", "alive": True}
         assert told["project"]["held"] == {"cpus": 2.0, "gpus": 0.0, "jobs": 1}
         assert told["project"]["quota"] == {"cpus": None, "gpus": 1.0, "jobs": None}
-
-
-class TestHealth:
-    def test_no_token_from_this_machine(self, api: Api) -> None:
-        with api.http(None) as http:
-            assert http.get("/livez").json() == {"alive": True}
-            told = http.get("/readyz")
-        assert told.status_code == 200
-        assert ReadyBody.model_validate(told.json()).ready
-
-    def test_from_elsewhere_a_token(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(auth, "_from_loopback", lambda request: False)
-        with api.http(None) as http:
-            assert http.get("/livez").status_code == 401
-        with api.http("vera") as http:
-            assert http.get("/livez").status_code == 200
-
-    @pytest.mark.parametrize(
-        ("host", "local"),
-        [("127.0.0.1", True), ("::1", True), ("10.0.0.7", False), ("unix", False)],
-    )
-    def test_what_this_machine_is(self, host: str, local: bool) -> None:
-        request: Any = type("Request", (), {"client": type("Client", (), {"host": host})})
-        assert auth._from_loopback(request) is local
-
-    def test_each_part_that_is_away_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        gone = "http://127.0.0.1:9"
-        with running_api(
-            tmp_path, runner=NoRunner(), reconcile=True, MLFLOW_TRACKING_URI=gone,
-            reconcile_period_s=0.01,
-        ) as api:  # fmt: skip
-
-            def broken() -> None:
-                raise StoreUnavailable("the database does not answer: gone")
-
-            monkeypatch.setattr(api.store, "ping", broken)
-            monkeypatch.setattr(type(api.lab.reconciler), "last_pass_age_s", property(lambda _: 99))
-            with api.http(None) as http:
-                answer = http.get("/readyz")
-                assert http.get("/livez").status_code == 200, "alive all the same"
-        assert answer.status_code == 503
-        assert answer.headers["Retry-After"]
-        problem = answer.json()
-        assert problem["code"] == "not-ready"
-        assert {name for name, check in problem["checks"].items() if not check["ok"]} == {
-            "database",
-            "runner",
-            "mlflow",
-            "reconciler",
-        }
-        assert "99 s ago" in problem["checks"]["reconciler"]["message"]
-
-    def test_the_reconciler_moves(self, tmp_path: Path) -> None:
-        with running_api(tmp_path, reconcile=True, reconcile_period_s=0.05) as api:
-            assert eventually(lambda: api.lab.reconciler.last_pass_age_s < 0.05)
-            with api.http(None) as http:
-                assert http.get("/readyz").json()["checks"]["reconciler"]["ok"]
-
-    def test_with_the_cluster_away_submits_are_accepted(self, tmp_path: Path) -> None:
-        with running_api(tmp_path, runner=NoRunner()) as api:
-            job = api.submitted()
-            with api.http() as http:
-                assert http.get(f"/v1/jobs/{job['id']}").status_code == 200
-                assert http.get("/v1/cluster").json()["runner"]["alive"] is False
-
-
-def test_mlflow_answers(tmp_path: Path, api: Api) -> None:
-    """Any server with /health stands for MLflow's; ours has none, and that is not healthy."""
-    with running_api(tmp_path, MLFLOW_TRACKING_URI=api.url) as other, other.http(None) as http:
-        told = http.get("/readyz")
-    assert told.status_code == 503
-    assert "404" in told.json()["checks"]["mlflow"]["message"]
-    assert httpx.URL(api.url).host in told.json()["checks"]["mlflow"]["message"]
 
 
 class TestProcess:

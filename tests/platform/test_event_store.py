@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
-import pytest
 
 from stoplab_platform.jobs.event_store import ANNOUNCED, EventQuery
 from stoplab_platform.jobs.models import IdempotencyRecord, Role
 from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.jobs.store import JobStore
-from support_store import ENGINES, database_url, new_job, open_store
+from support_store import new_job
 
 STATES = tuple(sorted(TERMINAL))
-
-
-@pytest.fixture(params=ENGINES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
-    with database_url(request.param, tmp_path) as url, open_store(url) as store:
-        yield store
 
 
 def test_a_projects_events_and_no_others(store: JobStore) -> None:

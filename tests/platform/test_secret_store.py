@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stoplab_platform.console import log_to_stdout
+from stoplab_platform import logs
 from stoplab_platform.errors import SettingsError
-from stoplab_platform.redaction import RedactingFormatter, redacted
+from stoplab_platform.redaction import redacted
 from stoplab_platform.secret_store import Secrets, references
 from stoplab_platform.settings import Settings
 
@@ -86,7 +86,7 @@ def test_what_was_read_is_shown_no_more(
     assert redacted(value) == value
     assert secrets.plain("secret://word") == value
     assert secrets.plain("as it is") == "as it is"
-    log_to_stdout()
+    logs.to_stdout()
     log = logging.getLogger("stoplab.test")
     try:
         try:
@@ -95,9 +95,7 @@ def test_what_was_read_is_shown_no_more(
             log.exception("asked with %s", value)
     finally:
         root = logging.getLogger("stoplab")
-        root.handlers = [
-            one for one in root.handlers if not isinstance(one.formatter, RedactingFormatter)
-        ]
+        root.handlers = [one for one in root.handlers if not isinstance(one.formatter, logs.Plain)]
     told = capsys.readouterr().out
     assert value not in told
     assert told.count("secret://word") == 2

@@ -20,9 +20,10 @@ from uuid import uuid4
 
 import torch
 
+from stoplab_platform import logs
 from stoplab_platform.errors import Fenced, StoplabError, Stopped
 from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
-from stoplab_platform.redaction import RedactingFormatter, redacted
+from stoplab_platform.redaction import redacted
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.cluster import connected
@@ -85,7 +86,7 @@ def rank_log(folder: RunFolder, rank: int) -> Iterator[None]:
     """Write the block's log lines into the rank's own file as well."""
     folder.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder.rank_log(rank))
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s"))
+    handler.setFormatter(logs.Plain("%(asctime)s %(message)s"))
     root = logging.getLogger("stoplab")
     root.setLevel(logging.INFO)
     root.addHandler(handler)

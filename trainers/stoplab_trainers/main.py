@@ -14,7 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
-from stoplab_platform.console import log_to_stdout
+from stoplab_platform import logs
 from stoplab_platform.errors import (
     DataError,
     DataMissing,
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> Exit:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", dest="changes")
     options = parser.parse_args(arguments)
-    log_to_stdout()
+    logs.to_stdout()
     try:
         spec = load_spec(options.spec, parse_assignments(options.changes))
         settings = Settings()

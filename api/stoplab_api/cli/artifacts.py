@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from stoplab_api.cli.show import (
-    AsJson,
-    JobId,
-    connect,
-    print_json,
-    print_table,
-    print_text,
-    reported,
-)
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import AsJson, JobId, print_json, print_table, print_text, reported
 
 
 @reported

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
+from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.show import (
     AsJson,
     Sets,
     SpecFile,
-    connect,
     print_json,
     print_table,
     print_text,

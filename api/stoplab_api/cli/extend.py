@@ -8,7 +8,8 @@ import typer
 import yaml
 
 from stoplab_api.bodies import JobBody
-from stoplab_api.cli.show import AsJson, JobId, bad_input, connect, print_json, print_text, reported
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import AsJson, BadInput, JobId, print_json, print_text, reported
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs import parse_assignments
 
@@ -32,15 +33,18 @@ def extend(
     as_json: AsJson = False,
 ) -> None:
     """Add seeds or points to a finished study: a new job that runs only what is new."""
+    wished: dict[str, Any] = {
+        "seeds": _numbers(seeds),
+        "search": None if samples is None else {"samples": samples},
+        "replicates": replicates,
+        "limits": None if trials is None else {"trials": trials},
+    }
+    additions = {name: value for name, value in wished.items() if value is not None}
+    if not additions and not values:
+        raise BadInput("nothing to add: give --seeds, --values, --samples, ...")
     with connect() as client:
-        wished = {
-            "seeds": _numbers(seeds),
-            "space": _values(client.get(job_id), values) if values else None,
-            "search": None if samples is None else {"samples": samples},
-            "replicates": replicates,
-            "limits": None if trials is None else {"trials": trials},
-        }
-        additions = {name: value for name, value in wished.items() if value is not None}
+        if values:
+            additions["space"] = _values(client.get(job_id), values)
         job = client.extend(job_id, additions)
     _told(job, as_json, f"{job.id} {job.status.state}, extends {job_id}")
 
@@ -78,7 +82,7 @@ def limits(
         }
     )
     if not changes:
-        raise bad_input("nothing to change: give --max-concurrent, --trials, ... ")
+        raise BadInput("nothing to change: give --max-concurrent, --trials, ... ")
     with connect() as client:
         job = client.change(client.get(job_id), limits=changes)
     _told(job, as_json, f"{job.id} limits: {job.limits}")

@@ -10,19 +10,22 @@ import typer
 
 from stoplab_api.bodies import JobBody
 from stoplab_api.cli import artifacts, metrics, report, trials
+from stoplab_api.cli.completing import kinds, states
+from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.extend import extend, limits, retry
 from stoplab_api.cli.show import (
     AsJson,
+    BadInput,
     JobId,
-    bad_input,
-    connect,
     print_json,
     print_table,
     print_text,
     reported,
+    say,
 )
 from stoplab_api.cli.studies import print_comparison
-from stoplab_api.cli.submit import Labels, label_pairs
+from stoplab_api.cli.submit import Labels, label_pairs, told
+from stoplab_api.cli.watching import exit_code, watch, why
 from stoplab_api.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Jobs on the server.")
@@ -38,8 +41,13 @@ app.command("retry")(retry)
 @app.command("list")
 @reported
 def list_jobs(
-    state: Annotated[list[str] | None, typer.Option(help="In this state; repeated: or.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Of this kind; repeated: or.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="In this state; repeated: or.", autocompletion=states),
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Of this kind; repeated: or.", autocompletion=kinds)
+    ] = None,
     labels: Labels = None,
     q: Annotated[str | None, typer.Option(help="Start of the name or id.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Most jobs on a page.")] = 50,
@@ -47,11 +55,12 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
+    marks = label_pairs(labels)
     with connect() as client:
         page = client.list(
             states=[word.upper() for word in state or ()],
             kinds=kind or (),
-            labels=label_pairs(labels),
+            labels=marks,
             q=q,
             limit=limit,
             cursor=cursor,
@@ -59,15 +68,17 @@ def list_jobs(
     if as_json:
         print_json(page)
         return
-    columns = ("id", "kind", "name", "state", "progress", "owner", "created")
+    columns = ("id", "kind", "name", "state", "progress", "owner", "created", "why")
     print_table(
         columns,
         [
             (job.id, job.kind, job.name, job.status.state, _progress(job), job.owner,
-             f"{job.created_at:%Y-%m-%d %H:%M:%S}")
+             f"{job.created_at:%Y-%m-%d %H:%M:%S}", why(job))
             for job in page.items
         ],
     )  # fmt: skip
+    if not page.items:
+        say("no jobs" + (" like that" if state or kind or labels or q else "; `stoplab submit`"))
     if page.next_cursor:
         print_text(f"more: --cursor {page.next_cursor}")
 
@@ -84,18 +95,28 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
         _print_job(job)
 
 
+@app.command("watch")
+@reported
+def watch_job(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show how a job goes on until it ends; the exit code tells how."""
+    with connect() as client:
+        job = watch(client, job_id)
+    told(job, as_json)
+    raise typer.Exit(exit_code(job))
+
+
 @app.command()
 @reported
 def logs(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Until the job ends.")] = False,
-    rank: Annotated[int | None, typer.Option(help="Of one training process.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of one training process.")] = None,
     tail: Annotated[int | None, typer.Option(min=0, help="The last lines only.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what a job wrote."""
     if as_json and follow:
-        raise bad_input("--json prints one document; it cannot follow a log")
+        raise BadInput("--json prints one document; it cannot follow a log")
     with connect() as client:
         pieces = client.logs(job_id, follow=follow, rank=rank, tail=tail)
         if as_json:
@@ -208,4 +229,7 @@ def _print_job(job: JobBody) -> None:
 
 def _progress(job: JobBody) -> str | None:
     progress = job.status.progress
-    return f"{progress.step}/{progress.steps}" if progress else None
+    if progress is None:
+        return None
+    percent = f" ({progress.step / progress.steps:.0%})" if progress.steps else ""
+    return f"{progress.step}/{progress.steps}{percent}"

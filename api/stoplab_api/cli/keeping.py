@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stoplab_api.cli.show import AsJson, connect, print_json, print_table, print_text, reported, say
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import AsJson, print_json, print_table, print_text, reported, say
 from stoplab_api.lab_secrets import opened
 from stoplab_platform.extras import Extra
 from stoplab_platform.settings import Settings

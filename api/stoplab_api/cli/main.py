@@ -26,7 +26,6 @@ app = typer.Typer(
     help="An experiment lab for StoP (stochastic positional embeddings) pretraining.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # they may hold tokens
-    add_completion=False,
 )
 
 

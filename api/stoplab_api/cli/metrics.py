@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stoplab_api.cli.show import AsJson, JobId, connect, print_json, print_table, reported
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import AsJson, JobId, print_json, print_table, reported
 from stoplab_api.client import Client
 from stoplab_api.findings import SeriesBody
 

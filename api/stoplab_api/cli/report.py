@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from stoplab_api.cli.show import bad_input, connect, print_text, reported
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import BadInput, print_text, reported
 from stoplab_platform.paths import JobFolder
 from stoplab_platform.settings import Settings
 
@@ -57,7 +58,7 @@ def report(
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise bad_input(f"out: {path}: {error.strerror}") from error
+        raise BadInput(f"out: {path}: {error.strerror}") from error
     print_text(str(path))
 
 
@@ -78,5 +79,5 @@ def _from_server(job_id: str, format: Format) -> bytes:
         if kind != "sweep":
             return client.report(job_id, format)
         if format in (Format.MD, Format.TEX):
-            raise bad_input("a sweep's response surface comes as json, html or png")
+            raise BadInput("a sweep's response surface comes as json, html or png")
         return client.report(job_id, format, of="surface")

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stoplab_api.client import ApiError, Client
-from stoplab_api.local import find
+from stoplab_api.cli.advice import next_step
+from stoplab_api.cli.completing import job_ids, spec_files
+from stoplab_api.client import ApiError
 from stoplab_platform.errors import DataError, SettingsError, SpecError, StoplabError
 from stoplab_platform.exits import Exit
-from stoplab_platform.settings import Settings
 
 WIDE = 200  # where no terminal tells a width: a table is not cut
 REFUSALS = (400, 415, 422)
@@ -27,7 +27,10 @@ REFUSALS = (400, 415, 422)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec: a YAML file.")]
+SpecFile = Annotated[
+    Path,
+    typer.Argument(metavar="SPEC", help="A spec: a YAML file.", autocompletion=spec_files),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=value", help="Set any field of the spec; may be repeated."),
@@ -35,7 +38,11 @@ Sets = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.", autocompletion=job_ids)]
+
+
+class BadInput(StoplabError):
+    """A command line that asks for nothing sensible."""
 
 
 def reported(command: Callable[P, R]) -> Callable[P, R]:
@@ -50,6 +57,8 @@ def reported(command: Callable[P, R]) -> Callable[P, R]:
             if kwargs.get("as_json"):
                 print_json(_document(error))
             errors().print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            if (advice := next_step(error)) is not None:
+                say(f"next: {advice}")
             raise typer.Exit(_code(error)) from error
 
     return run
@@ -97,43 +106,21 @@ def made_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Tabl
     return table
 
 
-def bad_input(message: str) -> typer.Exit:
-    """Says what is wrong with a command line; raise what it gives."""
-    say(message)
-    return typer.Exit(Exit.BAD_INPUT)
-
-
-def connect() -> Client:
-    """A client of the server that the environment names, or of this home's lab."""
-    settings = Settings()
-    url, token, home = settings.api_url, settings.token, settings.folders
-    if url is None:
-        lab = find(home)
-        if lab is None:
-            raise StoplabError(
-                f"no lab runs in {home.root}: start one with `stoplab up`, or set STOPLAB_HOME "
-                "or STOPLAB_API_URL"
-            )
-        url = lab.place.url("api")
-    if token is None and home.token_file.exists():
-        token = home.token_file.read_text().strip()
-    return Client(url, token)
-
-
 def _document(error: StoplabError | ValidationError) -> dict[str, Any]:
     """An error for programs: a spec's problems, REST's own problem document, or a sentence."""
     if isinstance(error, SpecError):
         problems = [(p.dotted, p.pointer(), p.message) for p in error.problems]
         names = ("path", "pointer", "message")
         return {"errors": [dict(zip(names, problem, strict=True)) for problem in problems]}
+    more = {} if (advice := next_step(error)) is None else {"next_step": advice}
     if isinstance(error, ApiError):
-        return error.problem.model_dump(mode="json")
-    return {"error": str(error)}
+        return {**error.problem.model_dump(mode="json"), **more}
+    return {"error": str(error), **more}
 
 
 def _code(error: StoplabError | ValidationError) -> Exit:
     """Whether the input is to blame."""
     if isinstance(error, ApiError):
         return Exit.BAD_INPUT if error.status in REFUSALS else Exit.FAILED
-    refused = isinstance(error, SpecError | DataError | SettingsError | ValidationError)
+    refused = isinstance(error, BadInput | SpecError | DataError | SettingsError | ValidationError)
     return Exit.BAD_INPUT if refused else Exit.FAILED

@@ -9,19 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from stoplab_api.bodies import JobBody
+from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.show import (
     AsJson,
+    BadInput,
     Sets,
     SpecFile,
-    bad_input,
-    connect,
     print_json,
     print_text,
     reported,
     say,
 )
 from stoplab_api.cli.watching import exit_code, watch
-from stoplab_api.client import Client
 from stoplab_api.places import absolute_paths
 from stoplab_platform.specs import AnySpec, load_spec, parse_assignments, parse_spec
 
@@ -59,11 +58,9 @@ def submit(
             else:
                 print_text(job.id)
             return
-        job = _watched(client, job)
-    if as_json:
-        print_json(job)
-    else:
-        print_text(f"{job.id} {job.status.state}")
+        say(f"{job.id}: Ctrl-C ends the watching, not the job")
+        job = watch(client, job.id)
+    told(job, as_json)
     raise typer.Exit(exit_code(job))
 
 
@@ -79,18 +76,22 @@ def label_pairs(labels: Iterable[str] | None) -> dict[str, str]:
     for text in labels or ():
         sign = min((sign for sign in "=:" if sign in text), key=text.index, default="")
         if not sign or text.startswith(sign):
-            raise bad_input(f"{text!r} is no label; give key=value")
+            raise BadInput(f"{text!r} is no label; give key=value")
         key, _, value = text.partition(sign)
         pairs[key] = value
     return pairs
 
 
-def _watched(client: Client, job: JobBody) -> JobBody:
-    say(f"{job.id}: Ctrl-C ends the watching, not the job")
-    job = watch(client, job.id)
+def told(job: JobBody, as_json: bool) -> None:
+    """Say how a job that was watched stands now, and what can be done where it failed."""
     if job.status.message:
         say(job.status.message)
-    return job
+    if job.status.state == "FAILED":
+        say(f"its log: stoplab jobs logs {job.id} --tail 50; again: stoplab jobs retry {job.id}")
+    if as_json:
+        print_json(job)
+    else:
+        print_text(f"{job.id} {job.status.state}")
 
 
 def _print_dry_run(answer: dict[str, Any], as_json: bool) -> None:

@@ -9,9 +9,10 @@ import typer
 
 from stoplab_api.answers import FreshTokenBody
 from stoplab_api.bodies import NewTokenBody
+from stoplab_api.cli.completing import token_ids
+from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.show import (
     AsJson,
-    connect,
     print_json,
     print_table,
     print_text,
@@ -109,7 +110,9 @@ def list_tokens(as_json: AsJson = False) -> None:
 @app.command()
 @reported
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="TOKEN", help="A token's id.")],
+    token_id: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="A token's id.", autocompletion=token_ids)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """End a token."""

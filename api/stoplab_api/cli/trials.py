@@ -13,7 +13,9 @@ from rich.text import Text
 
 from stoplab_api.answers import TrialListBody
 from stoplab_api.bodies import JobBody
-from stoplab_api.cli.show import AsJson, JobId, bad_input, connect, errors, print_json, reported
+from stoplab_api.cli.completing import cell_states
+from stoplab_api.cli.connecting import connect
+from stoplab_api.cli.show import AsJson, BadInput, JobId, errors, print_json, reported
 from stoplab_api.cli.studies import best_line, print_trials, trials_table
 from stoplab_api.cli.watching import exit_code, progress_line, watch
 from stoplab_api.client import Client
@@ -31,7 +33,10 @@ def trials(
     sort: Annotated[
         str, typer.Option(help="A field, metric or swept field; `-` before it: falling.")
     ] = "index",
-    state: Annotated[list[str] | None, typer.Option(help="In this state; repeated: or.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="In this state; repeated: or.", autocompletion=cell_states),
+    ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Of this arm; repeated: or.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="With this seed; repeated: or.")] = None,
     point: Annotated[
@@ -55,7 +60,7 @@ def trials(
 ) -> None:
     """Print the runs of a sweep or comparison."""
     if as_csv + as_json + (parquet is not None) > 1:
-        raise bad_input("give one of --csv, --json and --parquet")
+        raise BadInput("give one of --csv, --json and --parquet")
     wanted: dict[str, Any] = {
         "states": [word.upper() for word in state or ()],
         "arms": arm or (),

@@ -33,11 +33,12 @@ class Watcher:
             BarColumn(),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[eta]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", count="", eta="", total=None)
+        self._task = self._bar.add_task("", count="", speed="", eta="", total=None)
         self._last: tuple[str, float] = ("", 0.0)
 
     def __enter__(self) -> Self:
@@ -59,6 +60,7 @@ class Watcher:
             self._task,
             description=f"{job.name} {_state(job)}",
             count=_count(job),
+            speed=_speed(job),
             eta=_eta(job),
             completed=progress.step if progress else 0,
             total=progress.steps if progress else None,
@@ -72,7 +74,7 @@ class Watcher:
         if job.status.state == state and now - at < LINE_S:
             return
         self._last = (job.status.state, now)
-        words = (job.id, _state(job), _count(job), _eta(job))
+        words = (job.id, _state(job), _count(job), _speed(job), _eta(job))
         text = "  ".join(word for word in words if word)
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -100,8 +102,16 @@ def watch(
 
 def progress_line(job: JobBody) -> str:
     """Where a job is, in a line."""
-    words = (job.name, _state(job), _count(job), _eta(job))
+    words = (job.name, _state(job), _count(job), _speed(job), _eta(job))
     return "  ".join(word for word in words if word)
+
+
+def why(job: JobBody) -> str | None:
+    """What keeps a job, or ended it, in a few words."""
+    status = job.status
+    if status.queue is not None:
+        return f"{status.queue.position}. in the queue: {status.queue.reason}"
+    return status.reason_code
 
 
 def exit_code(job: JobBody) -> Exit:
@@ -115,6 +125,8 @@ def _state(job: JobBody) -> str:
     status = job.status
     if status.queue is not None:
         return f"{status.state} ({status.queue.position}.: {status.queue.reason})"
+    if status.state == "RECOVERING":
+        return f"{status.state} ({status.reason_code}, attempt {status.attempt})"
     return status.state
 
 
@@ -123,6 +135,13 @@ def _count(job: JobBody) -> str:
     if progress is None:
         return ""
     return f"{progress.step}/{progress.steps} {'runs' if job.kind in STUDIES else 'steps'}"
+
+
+def _speed(job: JobBody) -> str:
+    progress = job.status.progress
+    if progress is None or not progress.samples_per_s:
+        return ""
+    return f"{progress.samples_per_s:.0f} samples/s"
 
 
 def _eta(job: JobBody) -> str:

@@ -1,23 +1,19 @@
-"""Whether the server lives, and whether it can do its work. No token from this machine."""
+"""Whether the server lives, whether it can do its work, and its numbers. No token from here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import httpx
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from prometheus_client.exposition import choose_encoder
 
 from stoplab_api.answers import Code, ReadyBody
 from stoplab_api.auth import local_or_caller
-from stoplab_api.context import Lab, LabDep
-from stoplab_api.examples import READY
+from stoplab_api.context import LabDep
+from stoplab_api.examples import PROMETHEUS, READY
+from stoplab_api.probes import PARTS
 from stoplab_api.problems import ApiProblem, documented
-from stoplab_platform.errors import StoreUnavailable
-
-MLFLOW_TIMEOUT_S = 2.0
-STALE_PASSES = 15
-"""Periods without a pass after which the reconciler counts as stuck."""
 
 router = APIRouter(tags=["health"], dependencies=[Depends(local_or_caller)])
 
@@ -38,13 +34,7 @@ def live() -> dict[str, bool]:
 )
 def ready(lab: LabDep) -> Any:
     """The database takes a write, the cluster and MLflow answer, the reconciler moves."""
-    parts: dict[str, Callable[[Lab], str | None]] = {
-        "database": _database,
-        "runner": _runner,
-        "mlflow": _mlflow,
-        "reconciler": _reconciler,
-    }
-    wrong = {name: check(lab) for name, check in parts.items()}
+    wrong = {name: probe(lab) for name, probe in PARTS.items()}
     checks = {name: {"ok": text is None, "message": text} for name, text in wrong.items()}
     away = [f"{name}: {text}" for name, text in wrong.items() if text is not None]
     if away:
@@ -52,32 +42,17 @@ def ready(lab: LabDep) -> Any:
     return {"ready": True, "checks": checks}
 
 
-def _database(lab: Lab) -> str | None:
-    try:
-        lab.store.ping()
-    except StoreUnavailable as error:
-        return str(error)
-    return None
-
-
-def _runner(lab: Lab) -> str | None:
-    return None if lab.runner.alive() else "the cluster does not answer"
-
-
-def _mlflow(lab: Lab) -> str | None:
-    uri = lab.settings.tracking_uri
-    if not uri.startswith(("http://", "https://")):
-        return None
-    try:
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=MLFLOW_TIMEOUT_S).raise_for_status()
-    except httpx.HTTPError as error:
-        return f"{uri}: {error or type(error).__name__}"
-    return None
-
-
-def _reconciler(lab: Lab) -> str | None:
-    if not lab.reconciling:
-        return None
-    age = lab.reconciler.last_pass_age_s
-    limit = STALE_PASSES * lab.settings.reconcile_period_s
-    return None if age <= limit else f"its last pass was {age:.0f} s ago"
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Numbers for Prometheus, in its text format or as OpenMetrics.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": PROMETHEUS}},
+        }
+    },
+)
+def metrics(request: Request, lab: LabDep) -> Response:
+    """Requests, jobs, the queue, the reconciler, and what answers, as of now."""
+    encode, media_type = choose_encoder(request.headers.get("Accept", ""))
+    return Response(encode(lab.instruments.registry), headers={"Content-Type": media_type})

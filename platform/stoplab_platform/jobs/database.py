@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, func, select
@@ -92,6 +93,13 @@ class Database:
                     f"the database is not one that this version of stoplab (schema {known}) "
                     f"can use: {error}"
                 ) from error
+
+    def schema(self) -> tuple[str | None, str | None]:
+        """Revision of the tables (None: there are none), and the one this code knows."""
+        with _translated(), self._engine.connect() as connection:
+            script = ScriptDirectory.from_config(alembic_config(connection))
+            found = MigrationContext.configure(connection).get_current_revision()
+            return found, script.get_current_head()
 
     @contextmanager
     def _unhurried(self) -> Iterator[Connection]:

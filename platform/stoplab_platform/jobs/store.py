@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from stoplab_platform.errors import Conflict, IllegalMove, KeyReused, NotFound
+from stoplab_platform.jobs.census import Census, census
 from stoplab_platform.jobs.database import Database, clock, retried
 from stoplab_platform.jobs.listing import page
 from stoplab_platform.jobs.models import (
@@ -66,6 +67,15 @@ class JobStore(TokenStore):
             session.execute(
                 update(LeaseRow).where(LeaseRow.name == "ping").values(expires=clock(session))
             )
+
+    def schema(self) -> tuple[str | None, str | None]:
+        """Revision of the tables (None: there are none), and the one this code knows."""
+        return self._database.schema()
+
+    def clock(self) -> float:
+        """The database's own clock, seconds since 1970."""
+        with self._database.reading() as session:
+            return clock(session)
 
     @retried
     def lease(self, name: str, holder: str, ttl_s: float) -> bool:
@@ -264,6 +274,11 @@ class JobStore(TokenStore):
                 .group_by(EventRow.reason_code)
             )
             return {ReasonCode(code): count for code, count in rows if code is not None}
+
+    def census(self) -> Census:
+        """How many jobs there are, of all projects."""
+        with self._database.reading() as session:
+            return census(session)
 
     def _select(self, condition: TextClause) -> Sequence[Job]:
         with self._database.reading() as session:

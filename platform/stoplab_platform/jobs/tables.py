@@ -65,6 +65,7 @@ class JobRow(Base):
         Index("ix_jobs_list_state", "project", "hidden", "state", "id"),
         Index("ix_jobs_list_kind", "project", "hidden", "kind", "id"),
         Index("ix_jobs_list_name", "project", "hidden", "name_key", "id"),
+        Index("ix_jobs_counted", "hidden", "state", "kind"),  # how many there are of each
         # The reconciler's, and who goes on from a job: few at any time.
         _partial("ix_jobs_unfinished", "id", UNFINISHED),
         _partial("ix_jobs_unsettled", "id", UNSETTLED),

@@ -1,4 +1,4 @@
-"""What a token may do and when it was used; events of a project; leases for keeping house."""
+"""What a token may do and when it was used; events of a project; leases; an index to count by."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def upgrade() -> None:
         events.alter_column("job_id", existing_type=sa.String(40), nullable=True)
         events.add_column(sa.Column("project", sa.String(120)))
     op.create_index("ix_events_at", "events", ["at"])
+    op.create_index("ix_jobs_counted", "jobs", ["hidden", "state", "kind"])
     leases = sa.table("leases", *map(sa.column, ("name", "holder", "expires")))
     op.bulk_insert(leases, [{"name": name, "holder": "", "expires": 0.0} for name in LEASES])
 
@@ -28,6 +29,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     names = ", ".join(f"'{name}'" for name in LEASES)
     op.execute(f"DELETE FROM leases WHERE name IN ({names})")
+    op.drop_index("ix_jobs_counted", "jobs")
     op.drop_index("ix_events_at", "events")
     op.execute("DELETE FROM events WHERE job_id IS NULL")
     with op.batch_alter_table("events") as events:
