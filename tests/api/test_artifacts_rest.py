@@ -11,7 +11,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from stoplab_api import transport
+from stoplab_api import exchange
 from stoplab_api.cli.main import app
 from stoplab_api.client import ApiError, Client, Unreachable
 from stoplab_api.downloads import Download
@@ -210,16 +210,16 @@ class TestClient:
         self, client: Client, job: str, out: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Every answer is cut after a megabyte; what came is kept, in this call and the next."""
-        monkeypatch.setattr(transport, "RETRY_S", 0.001)
+        monkeypatch.setattr(exchange, "RETRY_S", 0.001)
         ranges = cut(monkeypatch, after=3)
-        monkeypatch.setattr(transport, "PATIENCE_S", -1.0)
+        monkeypatch.setattr(exchange, "PATIENCE_S", -1.0)
         with pytest.raises(Unreachable):
             client.download(job, STATE, out)
         (part,) = out.iterdir()
         assert part.name.startswith(".state.pt.")
         had = part.stat().st_size
         assert had > 0
-        monkeypatch.setattr(transport, "PATIENCE_S", 60.0)
+        monkeypatch.setattr(exchange, "PATIENCE_S", 60.0)
         assert client.download(job, STATE, out).read_bytes() == DATA
         assert f"bytes={had}-" in ranges
         assert len(ranges) >= 3
@@ -234,7 +234,7 @@ class TestClient:
         file.write_bytes(b"a" * 5_000_000)
         with monkeypatch.context() as patch:
             cut(patch, after=1)
-            patch.setattr(transport, "PATIENCE_S", -1.0)
+            patch.setattr(exchange, "PATIENCE_S", -1.0)
             with pytest.raises(Unreachable):
                 client.download(made, "comparison.html", out)
         file.write_bytes(b"b" * 5_000_000)
@@ -245,22 +245,22 @@ class TestClient:
 
 def cut(monkeypatch: pytest.MonkeyPatch, after: int) -> list[str]:
     """Breaks each answer after so many blocks of a file; the ranges that are asked for."""
-    whole, ranges = Download._append, list[str]()
+    opened, feed = Download.opened, Download.feed
+    ranges, fed = list[str](), [0]
 
-    def append(self: Download, answer: httpx.Response, part: Path) -> None:
+    def open_(self: Download, answer: httpx.Response) -> bool:
+        fed[0] = 0
         ranges.append(answer.request.headers.get("Range", ""))
-        blocks = answer.iter_bytes
+        return opened(self, answer)
 
-        def some(size: int | None = None) -> Iterator[bytes]:
-            for number, block in enumerate(blocks(size)):
-                if number == after:
-                    raise httpx.ReadError("cut")
-                yield block
+    def feed_(self: Download, block: bytes) -> None:
+        if fed[0] == after:
+            raise httpx.ReadError("cut")
+        fed[0] += 1
+        feed(self, block)
 
-        answer.iter_bytes = some  # type: ignore[method-assign]
-        whole(self, answer, part)
-
-    monkeypatch.setattr(Download, "_append", append)
+    monkeypatch.setattr(Download, "opened", open_)
+    monkeypatch.setattr(Download, "feed", feed_)
     return ranges
 
 

@@ -34,7 +34,12 @@ PATHS = [
     ("GET", "/v1/jobs/j_x/trials"),
     ("GET", "/v1/jobs/j_x/comparison"),
     ("GET", "/v1/jobs/j_x/surface"),
+    ("GET", "/v1/jobs/j_x/estimate"),
+    ("GET", "/v1/jobs/j_x/metrics"),
+    ("GET", "/v1/jobs/j_x/artifacts"),
+    ("GET", "/v1/jobs/j_x/artifacts/a_x"),
     ("POST", "/v1/jobs/j_x/extend"),
+    ("POST", "/v1/estimates"),
     ("GET", "/v1/me"),
     ("GET", "/v1/cluster"),
     ("GET", "/v1/schema/pretrain"),
@@ -64,7 +69,7 @@ class TestToken:
             for method in methods
             if path.startswith("/v1") and "/problems/" not in path
         }
-        names = {"j_x": "{job_id}", "t_x": "{token_id}", "pretrain": "{kind}"}
+        names = {"j_x": "{job_id}", "t_x": "{token_id}", "pretrain": "{kind}", "a_x": "{path}"}
         tried = {
             (method, "/".join(names.get(part, part) for part in path.partition("?")[0].split("/")))
             for method, path in PATHS

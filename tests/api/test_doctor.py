@@ -181,7 +181,7 @@ class TestDatabase:
     def test_one_that_takes_no_writes(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("stoplab_platform.jobs.database.BUSY_TIMEOUT_S", 0)
+        monkeypatch.setattr("stoplab_platform.jobs.engines.BUSY_TIMEOUT_S", 0)
         holder = sqlite3.connect(settings.folders.database, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         found = only_wrong(storage.storage(settings), "database")

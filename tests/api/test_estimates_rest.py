@@ -96,7 +96,10 @@ class TestEstimate:
         data = {"train": "digits/train", "test": "digits/test", "image_size": 16}
         spec = {"kind": "evaluate", "name": "e", "checkpoint": {"job": made}, "data": data}
         assert asked(api, spec).wall_hours is not None
-        assert asked(api, spec, "eve").wall_hours is None
+        with api.http("eve") as http:
+            told = http.post("/v1/estimates", json={"spec": spec})
+        assert told.status_code == 422
+        assert told.json()["errors"][0]["pointer"] == "/spec/checkpoint/job"
 
 
 class TestMeasured:
@@ -192,7 +195,7 @@ class TestCommand:
         assert refused["errors"][0]["path"] == "seed"
 
     def test_a_lab_that_is_away(self, spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("stoplab_api.transport.PAUSES_S", ())
+        monkeypatch.setattr("stoplab_api.exchange.PAUSES_S", ())
         monkeypatch.setenv("STOPLAB_API_URL", "http://127.0.0.1:9")
         result = self.run(spec, "--json")
         assert json.loads(result.stdout)["confidence"] == "assumed"

@@ -107,9 +107,12 @@ def readiness(api: Api) -> tuple[int, str | None]:
 
 def stuck(api: Api, words: str) -> str:
     """Waits for a 503 that says ``words`` of the reconciler."""
-    told = eventually(lambda: (found := readiness(api))[0] == 503 and found[1])
-    assert words in told
-    return str(told)
+
+    def told() -> str | None:
+        status, message = readiness(api)
+        return message if status == 503 and message and words in message else None
+
+    return str(eventually(told))
 
 
 class Deaf(LocalRunner):
@@ -146,8 +149,10 @@ class TestStuckReconciler:
                 return unfinished()
 
             monkeypatch.setattr(api.store, "unfinished", slow)
-            stuck(api, "a pass has been going on for")
-            over.set()
+            try:
+                stuck(api, "a pass has been going on for")
+            finally:
+                over.set()
             eventually(lambda: readiness(api) == (200, None))
 
     def test_a_pass_hangs_at_one_job(self, tmp_path: Path) -> None:

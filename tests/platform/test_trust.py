@@ -94,16 +94,19 @@ def test_which_fields_are_places(path: tuple[Any, ...], expected: bool) -> None:
 class TestSubmit:
     def test_places_outside_the_roots(self, home: Path) -> None:
         settings = lab_settings(home, data_roots=ROOTS)
-        first = {"data.eval": {"train": "/etc/a.tar", "test": "/data/b.tar"}}
-        second = {"data.eval": {"train": ["/data/b.tar", "/tmp/c"], "test": "/data/{0..3}.tar"}}
-        arms = {"a": first, "b": second}
+        judged = {"train": "digits/train", "test": "digits/test"}
+        base = run_spec(data={"train": "digits", "eval": judged}).plain()
+        arms = {
+            "a": {"data.train": "/etc/a.tar"},
+            "b": {"data.train": ["/data/{0..3}.tar", "/tmp/c"]},
+        }
         with open_store(settings.database) as store:
             jobs = Jobs(store, settings)
             assert jobs.submit(ANA, run_spec()).job.name == "bar"
             with pytest.raises(SpecError) as caught:
-                jobs.submit(ANA, compare_spec(arms=arms))
+                jobs.submit(ANA, compare_spec(base=base, arms=arms))
         pointers = [problem.pointer() for problem in caught.value.problems]
-        assert pointers == ["/arms/a/data.eval/train", "/arms/b/data.eval/train/1"]
+        assert pointers == ["/arms/a/data.train", "/arms/b/data.train/1"]
 
     def test_unknown_secrets(self, home: Path) -> None:
         settings = lab_settings(home)

@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from stoplab_api.doctor.finding import Finding, clock
-from stoplab_platform.errors import StoreUnavailable
+from stoplab_platform.errors import SettingsError, StoreUnavailable
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.settings import Settings
 
@@ -22,11 +22,11 @@ def storage(settings: Settings) -> Iterator[Finding]:
     """The database of the settings; one that does not exist yet is not made."""
     try:
         yield from _examined(settings)
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, SettingsError) as error:
         yield Finding(
             "database", False, str(getattr(error, "orig", None) or error),
-            "see STOPLAB_DATABASE_URL: postgresql+psycopg://USER:PASSWORD@HOST/NAME, its driver "
-            "(`pip install 'psycopg[binary]'`), and that the file is a database",
+            "see STOPLAB_DATABASE_URL: postgresql://USER:PASSWORD@HOST/NAME, its driver "
+            "(`pip install 'stoplab[api]'`), and that the file is a database",
         )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def _judged_apart(arm: str, run: RunSpec, base: RunSpec) -> Iterator[Problem]:
     if run.evals != base.evals:
         yield Problem(("arms", arm, "evals"), "arms are judged alike; leave it out")
     if run.data.eval_data() != base.data.eval_data():
-        text = "arms are judged alike, on the base's labelled data; leave it out"
+        text = "arms are judged alike: give base.data.eval, and no arm another"
         yield Problem(("arms", arm, "data.eval"), text)
 
 
