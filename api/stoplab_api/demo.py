@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +22,7 @@ from stoplab_platform.errors import SettingsError
 from stoplab_platform.paths import JobFolder, read_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, RunSpec, parse
+from stoplab_platform.specs.ready import ready_spec
 
 REFERENCE, OTHER = "deterministic", "stochastic"
 LOG_LINES = 20
@@ -119,17 +119,11 @@ def comparison_spec(num_seeds: int, num_cpus: int) -> ComparisonSpec:
 
 
 def config(name: str) -> Path:
-    """A spec that comes with the trainers: inside the package, or beside it in a source tree.
-
-    Found without importing them: they need torch, and this process does not.
-    """
-    spec = find_spec("stoplab_trainers")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    for folder in map(Path, folders):
-        for path in (folder / "configs" / name, folder.parent / "configs" / name):
-            if path.is_file():
-                return path
-    raise LabError("the trainers are not installed: pip install 'stoplab[all]'")
+    """A spec that comes with the trainers."""
+    path = ready_spec(name)
+    if path is None:
+        raise LabError("the trainers are not installed: pip install 'stoplab[all]'")
+    return path
 
 
 def _check(lab: local.Lab) -> None:

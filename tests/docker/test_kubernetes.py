@@ -14,7 +14,6 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 
 from stoplab_platform.specs import SweepSpec, load_spec
@@ -149,10 +148,7 @@ def test_the_rayjob_runs_a_sweep(sweep: Manifests, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     env = {**os.environ, "PATH": path, "TMPDIR": str(tmp_path)}
     done = subprocess.run([shell, flag, lines], env=env, check=True, capture_output=True, text=True)
-    configs = Path(yaml.safe_load(done.stdout)["base"])
-    assert configs.parts[-3:] == ("stoplab_trainers", "configs", "digits.yaml")  # as in a wheel
-    here = done.stdout.replace(str(configs), str(HOUSE / "trainers/configs/digits.yaml"))
-    (tmp_path / "spec.yaml").write_text(here)
+    (tmp_path / "spec.yaml").write_text(done.stdout)
     assert isinstance(load_spec(tmp_path / "spec.yaml"), SweepSpec)
 
 

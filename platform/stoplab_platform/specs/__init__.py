@@ -13,6 +13,7 @@ from stoplab_platform.specs.comparison import ComparisonSpec
 from stoplab_platform.specs.evaluation import EvaluationSpec
 from stoplab_platform.specs.overrides import applied, override, parse_assignments
 from stoplab_platform.specs.parse import parse
+from stoplab_platform.specs.ready import ready_spec
 from stoplab_platform.specs.run import RunSpec
 from stoplab_platform.specs.sweep import SweepSpec
 
@@ -54,14 +55,15 @@ def parse_spec(data: Any) -> AnySpec:
 def load_spec(path: Path, changes: Mapping[str, Any] | None = None) -> AnySpec:
     """A YAML file to a spec, ``changes`` (dotted field to value) laid over it.
 
-    A ``base`` that is a path is read relative to the file.
+    A ``base`` that is a path is read relative to the file. Where no file of a name exists, a ready
+    spec of that name is meant (`ready.ready_spec`).
     """
     return parse_spec(override(_read(path), changes or {}))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, name: str | None = None) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(_found(path, name or str(path)).read_text())
     except OSError as error:
         raise SpecError([Problem((), f"{path} cannot be read: {error.strerror}")]) from error
     except yaml.YAMLError as error:
@@ -69,5 +71,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SpecError([Problem((), f"{path} holds {type(data).__name__}, not a mapping")])
     if isinstance(data.get("base"), str):
-        data["base"] = _read(path.parent / data["base"])
+        data["base"] = _read(path.parent / data["base"], data["base"])
     return data
+
+
+def _found(path: Path, name: str) -> Path:
+    return path if path.exists() else ready_spec(name) or path
