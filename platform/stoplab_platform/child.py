@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CHUNK = 65536
 TAIL_BYTES = 16384  # of a traceback through Ray, all that matters
 MESSAGE_CHARS = 500
+TIME = re.compile(r"^\d\d:\d\d:\d\d ")  # before each line of a run's log
 FLUSH_S = 5.0  # to read what a killed group has left in the pipe
 POLL_S = 0.05
 
@@ -84,8 +86,8 @@ class Child:
             os.killpg(self._process.pid, number)
 
     def last_line(self) -> str | None:
-        """The last line that says anything: of a traceback, the error."""
-        said = (line.strip() for line in reversed(self.last_words().splitlines()))
+        """The last line that says anything, without its time: of a traceback, the error."""
+        said = (TIME.sub("", line.strip()) for line in reversed(self.last_words().splitlines()))
         return next((line[:MESSAGE_CHARS] for line in said if line), None)
 
     def last_words(self) -> str:

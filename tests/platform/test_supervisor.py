@@ -111,6 +111,13 @@ class TestEnds:
         assert (result.outcome, result.reason_code) == ("FAILED", ReasonCode.RUN_ERROR)
         assert result.message == "ValueError: no such thing"
 
+    def test_the_time_before_a_line_is_no_part_of_the_message(
+        self, folder: JobFolder, attempts: Attempts
+    ) -> None:
+        assert attempts.run("print('19:50:58 2 shards do not exist'); raise SystemExit(66)") == 66
+        assert "19:50" not in str(result_of(folder).message)
+        assert "(2 shards do not exist)" in str(result_of(folder).message)
+
     def test_a_kill(self, folder: JobFolder, attempts: Attempts) -> None:
         assert attempts.run("import os; os.kill(os.getpid(), 9)") == 137
         result = result_of(folder)
