@@ -110,7 +110,7 @@ def test_concurrency_changes_while_a_study_runs(tmp_path: Path, home: Path) -> N
     write_json(driver.folder.limits, {"max_concurrent": 2})
     until(lambda: running() == 2, process)
     write_json(driver.folder.limits, {"max_concurrent": 2, "trials": 1})
-    assert process.wait(200) == Exit.FAILED
+    assert process.wait(200) == Exit.OK
     assert "runs did not start: limits.trials (1) is reached" in driver.log()
     assert 2 < driver.states().count("SUCCEEDED") < 600
 
