@@ -201,5 +201,5 @@ class TestUnderTune:
             "a-s1": "SUCCEEDED",
             "b-s1": "FAILED",
         }
-        assert "DataError" in str(driver.cells()["b-s0"].error)
+        assert "DataMissing" in str(driver.cells()["b-s0"].error)
         assert "no-such" in driver.log()
