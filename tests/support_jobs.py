@@ -62,6 +62,16 @@ def script(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+DEAF = script(
+    "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "folder = pathlib.Path(os.environ['STOPLAB_HOME'], 'jobs', os.environ['STOPLAB_JOB_ID']);"
+    "(folder / 'steps').write_text('7');"
+    "print('attempt', os.environ['STOPLAB_ATTEMPT'], 'from 0 pid', os.getpid(), flush=True);"
+    "time.sleep(600)"
+)
+"""A run that obeys nothing but SIGKILL."""
+
+
 @dataclass
 class Lab:
     """What a test asks and looks at."""
@@ -168,6 +178,14 @@ def kill_supervisors(home: Path) -> None:
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=5)
+
+
+def gone(pid: int) -> bool:
+    """Whether nothing of a process is alive."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _processes(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

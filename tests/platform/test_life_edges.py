@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import pytest
 
 from stoplab_platform import settle
@@ -15,16 +14,8 @@ from stoplab_platform.queueing import Queue
 from stoplab_platform.runner.base import Launch
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.service import Jobs
-from support_jobs import Lab, running_lab, script, supervisors, trainer
+from support_jobs import DEAF, Lab, gone, running_lab, script, supervisors, trainer
 from support_store import ADMIN, open_store, run_spec, wait_for
-
-DEAF = script(
-    "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "folder = pathlib.Path(os.environ['STOPLAB_HOME'], 'jobs', os.environ['STOPLAB_JOB_ID']);"
-    "(folder / 'steps').write_text('7');"
-    "print('attempt', os.environ['STOPLAB_ATTEMPT'], 'from 0 pid', os.getpid(), flush=True);"
-    "time.sleep(600)"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +32,6 @@ class Closed(LocalRunner):
         if not self.is_open:
             raise RunnerUnavailable("no more jobs today")
         super().start(launch)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def reason(lab: Lab, job: Job) -> str:

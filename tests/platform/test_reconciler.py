@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 
 from stoplab_platform import settle
@@ -25,6 +24,7 @@ from stoplab_platform.specs import load_spec, parse_spec
 from support_jobs import (
     QUICK,
     Lab,
+    gone,
     kill_supervisors,
     reconciling,
     running_lab,
@@ -62,13 +62,6 @@ def long_lab(home: Path) -> Iterator[Lab]:
     """A lab whose runs last longer than a test."""
     with running_lab(home, trainer(9999)) as lab:
         yield lab
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 class TestLife:
