@@ -35,11 +35,12 @@ try:
     fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
     sys.exit("two attempts at once")
-steps, total = folder / "steps", int(sys.argv[1])
+steps, total, more = folder / "steps", *map(int, sys.argv[1:])
 done = int(steps.read_text()) if steps.exists() else 0
 print("attempt", os.environ["STOPLAB_ATTEMPT"], "from", done, "pid", os.getpid(), flush=True)
 while done < total:
-    if (folder / "stop.json").exists():
+    more -= (folder / "stop.json").exists()
+    if more < 0:
         print("saved", done, flush=True)
         sys.exit(75)
     time.sleep(0.02)
@@ -48,13 +49,13 @@ while done < total:
     draft.write_text(str(done))
     draft.replace(steps)
 """
-"""Counts steps of 20 ms up to its argument, saves each, obeys the stop file; fails where another
-one is at it."""
+"""Counts steps of 20 ms up to its argument, saves each, obeys the stop file after some more;
+fails where another one is at it."""
 
 
-def trainer(steps: int) -> tuple[str, ...]:
-    """The command of a run of so many steps."""
-    return (sys.executable, "-c", TRAINER, str(steps))
+def trainer(steps: int, more: int = 0) -> tuple[str, ...]:
+    """The command of a run of so many steps; it makes ``more`` of them before it stops."""
+    return (sys.executable, "-c", TRAINER, str(steps), str(more))
 
 
 def script(code: str) -> tuple[str, ...]:

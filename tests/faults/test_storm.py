@@ -21,17 +21,20 @@ from stoplab_platform.jobs.states import TERMINAL
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.settings import Settings
 from support_api import SPEC
-from support_invariants import begun_once
+from support_invariants import begun_once, kept
 from support_jobs import kill_supervisors
 from support_ledger import KillLedger, kill_ledger
 from support_mlflow import free_port
 from support_postgres import Postgres
+from support_ray import ray_head
 from support_replica import SECRET, Replica, make_token, once, running
 from support_store import open_store, wait_for
 
 pytestmark = pytest.mark.slow
 
-CLIENTS, KILLS, SEED = 8, 8, 7150418
+CLIENTS, SEED = 8, 7150418
+SUBMITTING = "kill -9 of an API replica, clients submitting"
+RUNNING = "kill -9 of an API replica, jobs running"
 ANSWER_S, TRY_S = 10.0, 240.0
 
 
@@ -95,13 +98,13 @@ class Storm:
         return True
 
 
-def rage(storm: Storm, jobs: int, ledger: KillLedger) -> list[str]:
+def rage(storm: Storm, jobs: int, kills: int, ledger: KillLedger) -> list[str]:
     """Ask for jobs in one more portion than there are kills; in the midst of each but the last,
     kill a replica. The next portion does not wait for it to be back.
     """
     choice = random.Random(SEED)
     keys = [f"job-{number}" for number in range(jobs)]
-    cuts = [jobs * part // (KILLS + 1) for part in range(KILLS + 2)]
+    cuts = [jobs * part // (kills + 1) for part in range(kills + 2)]
     for low, high in pairwise(cuts[:-1]):
         for key in keys[low:high]:
             storm.keys.put(key)
@@ -109,7 +112,7 @@ def rage(storm: Storm, jobs: int, ledger: KillLedger) -> list[str]:
         victim.await_ready()
         wait_for(lambda n=after: len(storm.taken.jobs) >= n, f"{after} jobs", TRY_S)
         victim.kill()
-        ledger.did("kill -9 of an API replica, clients submitting")
+        ledger.did(SUBMITTING)
         victim.start()
     for key in keys[cuts[-2] :]:
         storm.keys.put(key)
@@ -124,7 +127,7 @@ def rage_on(storm: Storm, store: JobStore, jobs: int, ledger: KillLedger) -> Non
         victim.await_ready()
         wait_for(lambda n=after: ended(store) >= n, f"{after} jobs to end", 900)
         victim.kill()
-        ledger.did("kill -9 of an API replica, jobs running")
+        ledger.did(RUNNING)
         victim.start()
 
 
@@ -147,6 +150,7 @@ def check(storm: Storm, store: JobStore, home: Path, keys: list[str], ledger: Ki
     """Every acknowledged job exists once, has succeeded, and began once an attempt."""
     jobs = all_jobs(store)
     assert sorted(storm.taken.jobs) == sorted(keys), "not every key was taken"
+    kept(store, storm.taken.jobs.values())
     assert sorted(storm.taken.jobs.values()) == sorted(job.id for job in jobs)
     assert {job.name: job.id for job in jobs} == storm.taken.jobs
     assert Counter(str(job.state) for job in jobs) == {"SUCCEEDED": len(keys)}
@@ -157,25 +161,33 @@ def check(storm: Storm, store: JobStore, home: Path, keys: list[str], ledger: Ki
     assert recovered == [], "that an API dies is no reason to recover a job"
 
 
-@pytest.mark.timeout(1800)
-def test_500_submits_on_two_replicas(home: Path, postgres: Postgres) -> None:
-    commands = {"*": once()}
+def raging(home: Path, postgres: Postgres, jobs: int, kills: int, **env: str) -> None:
+    """The whole of it, on two replicas and one database."""
     with postgres.database() as url, open_store(url) as store:
         make_token(store)
-        env = {
-            "STOPLAB_DATABASE_URL": url,
-            "STOPLAB_CAPACITY_CPUS": "8",
-            "STOPLAB_RECONCILE_PERIOD_S": "0.5",
-        }
-        replicas = [Replica(name, free_port(), home, commands, env) for name in ("one", "two")]
+        env = {"STOPLAB_DATABASE_URL": url, "STOPLAB_RECONCILE_PERIOD_S": "0.5", **env}
+        replicas = [Replica(n, free_port(), home, {"*": once()}, env) for n in ("one", "two")]
         storm = Storm(replicas)
-        with kill_ledger("storm", "kill -9 of an API replica, clients submitting") as ledger:
-            try:
+        try:
+            with kill_ledger(f"storm of {jobs}", SUBMITTING, RUNNING) as ledger:
                 with running(*replicas):
                     with storm.clients():
-                        keys = rage(storm, 500, ledger)
-                    rage_on(storm, store, 500, ledger)
-                    wait_for(lambda: ended(store) == 500, "all jobs to end", 900)
+                        keys = rage(storm, jobs, kills, ledger)
+                    rage_on(storm, store, jobs, ledger)
+                    wait_for(lambda: ended(store) == jobs, "all jobs to end", 900)
                 check(storm, store, home, keys, ledger)
-            finally:
-                kill_supervisors(home)
+        finally:
+            kill_supervisors(home)
+
+
+@pytest.mark.timeout(1800)
+def test_500_submits(home: Path, postgres: Postgres) -> None:
+    raging(home, postgres, 500, 8, STOPLAB_CAPACITY_CPUS="8")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_30_submits_on_ray(home: Path, postgres: Postgres) -> None:
+    with ray_head() as head:
+        cluster = {"RAY_ADDRESS": head.dashboard, "RAY_AUTH_TOKEN_PATH": str(head.token_path)}
+        raging(home, postgres, 30, 4, STOPLAB_CAPACITY_CPUS="4", **cluster)

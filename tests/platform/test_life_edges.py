@@ -14,7 +14,8 @@ from stoplab_platform.queueing import Queue
 from stoplab_platform.runner.base import Launch
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.service import Jobs
-from support_jobs import DEAF, Lab, gone, running_lab, script, supervisors, trainer
+from support_invariants import frees
+from support_jobs import DEAF, Lab, running_lab, script, supervisors, trainer
 from support_store import ADMIN, open_store, run_spec, wait_for
 
 
@@ -82,9 +83,8 @@ class TestStopping:
             with pytest.raises(IllegalMove, match="cancel"):
                 lab.jobs.pause(ADMIN, job.id)
             lab.jobs.cancel(ADMIN, job.id)
-            lab.wait(job, State.CANCELLED, 15)
+            frees(lab, job, pid, State.CANCELLED, 15)
             assert lab.states(job)[-3:] == ["STOPPING", "STOPPING", "CANCELLED"]
-            assert gone(pid)
 
     @pytest.mark.slow  # it is the grace that is measured
     def test_the_deaf_are_paused_within_70_s(self, home: Path) -> None:
@@ -93,8 +93,7 @@ class TestStopping:
             pid = lab.pid(job)
             lab.wait(job, State.RUNNING)
             lab.jobs.pause(ADMIN, job.id)
-            lab.wait(job, State.PAUSED, 70)
-            assert gone(pid)
+            frees(lab, job, pid, State.PAUSED, 70)
             assert lab.steps(job) == 7  # what it saved is there
 
 
