@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # it takes seconds to import
 
 def kept(store: JobStore, acknowledged: Iterable[str]) -> None:
     """I1: every acknowledged job is there."""
-    lost = []
+    lost, acknowledged = [], list(acknowledged)
+    assert acknowledged
     for job_id in acknowledged:
         try:
             store.get(job_id)

@@ -6,6 +6,8 @@ Those about runs are in `test_mechanisms_of_runs.py`.
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -50,8 +52,42 @@ def folder(home: Path) -> JobFolder:
     return JobFolder(home / "jobs" / "j_1")
 
 
+DIES = """
+import os, sys
+from stoplab_platform.jobs.database import Database
+from stoplab_platform.jobs.store import JobStore
+from support_store import new_job
+{patch}
+print(JobStore(sys.argv[1]).submit(new_job()).job.id, flush=True)
+os.kill(os.getpid(), 9)
+"""
+LATER = """
+from contextlib import contextmanager
+from sqlalchemy.orm import Session
+sessions = []
+@contextmanager
+def writing(self):
+    sessions.append(Session(self._writer))
+    sessions[-1].begin()
+    yield sessions[-1]
+    sessions[-1].flush()
+Database.writing = writing
+"""
+"""Transactions are left for somebody to commit when there is time."""
+
+
 class TestAcknowledgedIsKept:
-    """I1: the transaction is on the disk before 202 is answered."""
+    """I1: the transaction is committed, and on the disk, before 202 is answered."""
+
+    @both_ways
+    def test_kill_9_of_the_api(self, store: JobStore, url: str, out: bool) -> None:
+        code = DIES.format(patch=LATER if out else "")
+        tests = Path(__file__).parents[1]
+        words = [sys.executable, "-c", code, url]
+        done = subprocess.run(words, cwd=tests, stdout=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL
+        with fails(out):
+            kept(store, done.stdout.split())
 
     @both_ways
     def test_a_crash_of_the_database(self, out: bool) -> None:
