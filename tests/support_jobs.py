@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,8 @@ def kill_supervisors(home: Path) -> None:
     """End them; each takes its child along."""
     left = supervisors(home)
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it was about to end
+            process.kill()
     psutil.wait_procs(left, timeout=5)
 
 
