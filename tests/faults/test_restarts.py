@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 KILL = "kill -9 of the API"
 STEPS_PER_S = 50
-LASTS = {"running": 10, "ending": 2, "paused": 8, "cancelled": 60, "starting": 1, "queued": 1}
+LASTS = {"running": 10, "ending": 6, "paused": 8, "cancelled": 60, "starting": 1, "queued": 1}
 """Seconds that each job's run takes at least, beside the downtime for `running`."""
 AT_THE_KILL = {
     "running": State.RUNNING,
@@ -51,8 +51,11 @@ class People:
         headers = {"Authorization": f"Bearer {SECRET}"}
         self._http = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=30)
         self._store = store
-        self.close = self._http.close
         self.ids: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
 
     def submit(self, *names: str) -> None:
         """Jobs of these names."""
@@ -83,7 +86,7 @@ class People:
 @pytest.mark.parametrize("away_s", [0, 20, 60])
 def test_jobs_in_every_state(home: Path, away_s: int) -> None:
     commands = {
-        name: trainer(STEPS_PER_S * (s + away_s * (name == "running")), more=STEPS_PER_S)
+        name: trainer(STEPS_PER_S * (s + away_s * (name == "running")), more=2 * STEPS_PER_S)
         for name, s in LASTS.items()
     } | {"*": trainer(1)}
     env = {"STOPLAB_CAPACITY_CPUS": "5", "STOPLAB_RECONCILE_PERIOD_S": "0.5"}
