@@ -43,6 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So starts what a script runs in the background, and what it starts would never hear of Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest.register_assert_rewrite("support_invariants")
 pytest_plugins = ("support_databases",)
 
 GOLDEN = Path(__file__).parent / "golden"

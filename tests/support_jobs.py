@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,12 @@ try:
     fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
     sys.exit("two attempts at once")
-steps, total = folder / "steps", int(sys.argv[1])
+steps, total, more = folder / "steps", *map(int, sys.argv[1:])
 done = int(steps.read_text()) if steps.exists() else 0
 print("attempt", os.environ["STOPLAB_ATTEMPT"], "from", done, "pid", os.getpid(), flush=True)
 while done < total:
-    if (folder / "stop.json").exists():
+    more -= (folder / "stop.json").exists()
+    if more < 0:
         print("saved", done, flush=True)
         sys.exit(75)
     time.sleep(0.02)
@@ -48,18 +49,28 @@ while done < total:
     draft.write_text(str(done))
     draft.replace(steps)
 """
-"""Counts steps of 20 ms up to its argument, saves each, obeys the stop file; fails where another
-one is at it."""
+"""Counts steps of 20 ms up to its argument, saves each, obeys the stop file after some more;
+fails where another one is at it."""
 
 
-def trainer(steps: int) -> tuple[str, ...]:
-    """The command of a run of so many steps."""
-    return (sys.executable, "-c", TRAINER, str(steps))
+def trainer(steps: int, more: int = 0) -> tuple[str, ...]:
+    """The command of a run of so many steps; it makes ``more`` of them before it stops."""
+    return (sys.executable, "-c", TRAINER, str(steps), str(more))
 
 
 def script(code: str) -> tuple[str, ...]:
     """The command of a Python program."""
     return (sys.executable, "-c", code)
+
+
+DEAF = script(
+    "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "folder = pathlib.Path(os.environ['STOPLAB_HOME'], 'jobs', os.environ['STOPLAB_JOB_ID']);"
+    "(folder / 'steps').write_text('7');"
+    "print('attempt', os.environ['STOPLAB_ATTEMPT'], 'from 0 pid', os.getpid(), flush=True);"
+    "time.sleep(600)"
+)
+"""A run that obeys nothing but SIGKILL."""
 
 
 @dataclass
@@ -166,8 +177,17 @@ def kill_supervisors(home: Path) -> None:
     """End them; each takes its child along."""
     left = supervisors(home)
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it was about to end
+            process.kill()
     psutil.wait_procs(left, timeout=5)
+
+
+def gone(pid: int) -> bool:
+    """Whether nothing of a process is alive."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _processes(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -34,6 +36,11 @@ class MlflowServer:
         self._folder = folder
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
 
     @property
     def uri(self) -> str:
@@ -72,6 +79,18 @@ class MlflowServer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False
+
+
+@contextmanager
+def mlflow_server(folder: Path, tables: Path) -> Iterator[MlflowServer]:
+    """A server that is not started yet, on a copy of a store's tables."""
+    folder.mkdir()
+    shutil.copy(tables, folder / "mlflow.db")
+    server = MlflowServer(folder)
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 def start_a_run(number: int, uri: str, root: str) -> None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ class Postgres:
         assert self._process is not None
         server = psutil.Process(self._process.pid)
         for process in (server, *server.children()):
-            process.send_signal(what)
+            with suppress(psutil.NoSuchProcess):  # sessions end when they like
+                process.send_signal(what)
 
     def _run(self, program: str, *words: str) -> subprocess.Popen[bytes]:
         with (self._folder / "log").open("ab") as log:

@@ -33,16 +33,31 @@ class RayHead:
         (found,) = [p for p in self.process.children(recursive=True) if p.name() == name]
         return found
 
+    def kill(self) -> list[str]:
+        """Kill it with all below it, as a machine that goes down does; the names of all."""
+        family = [self.process, *self.process.children(recursive=True)]
+        names = [process.name() for process in family]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family[1:], timeout=30)
+        return names
+
 
 @contextmanager
-def ray_head(num_cpus: int = 2) -> Iterator[RayHead]:
-    """Starts a head and ends it by the ids of its processes."""
+def ray_head(
+    num_cpus: int = 2, *, dashboard: int | None = None, token: Path | None = None
+) -> Iterator[RayHead]:
+    """Starts a head and ends it by the ids of its processes.
+
+    One that shall follow another at the same place is given its dashboard's port and its token.
+    """
     # Names of sockets may have 107 bytes, so pytest's own folder is too deep.
     folder = Path(tempfile.mkdtemp(prefix="slr", dir="/tmp"))
-    token = folder / "token"
+    token = token or folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    dashboard = free_port()
+    dashboard = dashboard or free_port()
     command = [
         Path(sys.executable).with_name("ray"), "start", "--head", "--block",
         f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,17 @@ import pytest
 
 from stoplab_platform.jobs.models import JobQuery
 from stoplab_platform.jobs.states import State
-from stoplab_platform.runner.base import Launch
 from stoplab_platform.runner.local import LocalRunner
 from support_api import SPEC, Api, eventually, running_api
 from support_jobs import kill_supervisors, trainer
 from support_postgres import Postgres, running_postgres
+from support_replica import SmallRuns
 
 pytestmark = pytest.mark.slow
 
 AWAY_S = 30
-STEPS = {"short": 500, "long": 3000}
-"""Of 20 ms: the short job ends while the database is away, the long one after it."""
-
-
-class SmallRuns(LocalRunner):
-    """Starts the tests' trainer instead of the real one."""
-
-    def start(self, launch: Launch) -> None:
-        command = ["--", *trainer(STEPS.get(launch.metadata["name"], 5))]
-        super().start(replace(launch, entrypoint=[*launch.entrypoint, *command]))
+COMMANDS = {"short": trainer(500), "long": trainer(3000), "*": trainer(5)}
+"""Steps of 20 ms: the short job ends while the database is away, the long one after it."""
 
 
 @pytest.fixture
@@ -58,7 +49,7 @@ def test_half_a_minute(home: Path, server: Postgres) -> None:
         server.database() as url,
         running_api(
             home,
-            runner=SmallRuns(home / "runner"),
+            runner=SmallRuns(LocalRunner(home / "runner"), COMMANDS),
             reconcile=True,
             database_url=url,
             reconcile_period_s=0.5,

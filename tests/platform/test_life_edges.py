@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
 import pytest
 
 from stoplab_platform import settle
@@ -15,16 +14,9 @@ from stoplab_platform.queueing import Queue
 from stoplab_platform.runner.base import Launch
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.service import Jobs
-from support_jobs import Lab, running_lab, script, supervisors, trainer
+from support_invariants import frees
+from support_jobs import DEAF, Lab, running_lab, script, supervisors, trainer
 from support_store import ADMIN, open_store, run_spec, wait_for
-
-DEAF = script(
-    "import os, pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "folder = pathlib.Path(os.environ['STOPLAB_HOME'], 'jobs', os.environ['STOPLAB_JOB_ID']);"
-    "(folder / 'steps').write_text('7');"
-    "print('attempt', os.environ['STOPLAB_ATTEMPT'], 'from 0 pid', os.getpid(), flush=True);"
-    "time.sleep(600)"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +33,6 @@ class Closed(LocalRunner):
         if not self.is_open:
             raise RunnerUnavailable("no more jobs today")
         super().start(launch)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def reason(lab: Lab, job: Job) -> str:
@@ -98,9 +83,8 @@ class TestStopping:
             with pytest.raises(IllegalMove, match="cancel"):
                 lab.jobs.pause(ADMIN, job.id)
             lab.jobs.cancel(ADMIN, job.id)
-            lab.wait(job, State.CANCELLED, 15)
+            frees(lab, job, pid, State.CANCELLED, 15)
             assert lab.states(job)[-3:] == ["STOPPING", "STOPPING", "CANCELLED"]
-            assert gone(pid)
 
     @pytest.mark.slow  # it is the grace that is measured
     def test_the_deaf_are_paused_within_70_s(self, home: Path) -> None:
@@ -109,8 +93,7 @@ class TestStopping:
             pid = lab.pid(job)
             lab.wait(job, State.RUNNING)
             lab.jobs.pause(ADMIN, job.id)
-            lab.wait(job, State.PAUSED, 70)
-            assert gone(pid)
+            frees(lab, job, pid, State.PAUSED, 70)
             assert lab.steps(job) == 7  # what it saved is there
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 
 from stoplab_platform import settle
@@ -22,9 +21,11 @@ from stoplab_platform.runner.base import Launch, Observed
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.service import Jobs
 from stoplab_platform.specs import load_spec, parse_spec
+from support_invariants import frees
 from support_jobs import (
     QUICK,
     Lab,
+    gone,
     kill_supervisors,
     reconciling,
     running_lab,
@@ -62,13 +63,6 @@ def long_lab(home: Path) -> Iterator[Lab]:
     """A lab whose runs last longer than a test."""
     with running_lab(home, trainer(9999)) as lab:
         yield lab
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 class TestLife:
@@ -208,9 +202,8 @@ class TestStopping:
         pid = long_lab.pid(job)
         long_lab.wait(job, State.RUNNING)
         long_lab.jobs.cancel(ADMIN, job.id)
-        cancelled = long_lab.wait(job, State.CANCELLED, 15)
-        assert gone(pid)
-        assert cancelled.reason_code is ReasonCode.USER_REQUEST
+        frees(long_lab, job, pid, State.CANCELLED, 15)
+        assert long_lab.job(job).reason_code is ReasonCode.USER_REQUEST
         assert "saved" in long_lab.log(job)
         wait_for(lambda: told, "the tracker to know")
         assert told == [(job.id, "KILLED")]
@@ -224,8 +217,7 @@ class TestStopping:
             job = lab.submit()
             pid = lab.pid(job)
             lab.jobs.cancel(ADMIN, job.id)
-            lab.wait(job, State.CANCELLED, 15)
-            assert gone(pid)
+            frees(lab, job, pid, State.CANCELLED, 15)
             assert "saved" not in lab.log(job)
 
     def test_cancel_within_15_s_though_nothing_answers(self, long_lab: Lab, home: Path) -> None:
@@ -236,8 +228,7 @@ class TestStopping:
         os.kill(pid, signal.SIGSTOP)
         supervisor.suspend()
         long_lab.jobs.cancel(ADMIN, job.id)
-        long_lab.wait(job, State.CANCELLED, 15)
-        assert gone(pid)
+        frees(long_lab, job, pid, State.CANCELLED, 15)
         assert "kill" in [event.verb for event in long_lab.store.events(job.id)]
 
     def test_cancel_before_the_first_heartbeat(self, long_lab: Lab) -> None:

@@ -17,7 +17,7 @@ from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.states import State
 from stoplab_platform.runner.base import RunnerState
 from stoplab_platform.runner.ray_jobs import RayJobsRunner
-from support_jobs import QUICK, Lab, running_lab, script, supervisors, trainer
+from support_jobs import QUICK, Lab, gone, running_lab, script, supervisors, trainer
 from support_ray import RayHead, ray_head
 from support_store import ADMIN, wait_for
 
@@ -56,13 +56,6 @@ print("attempt", os.environ["STOPLAB_ATTEMPT"], "from 0 pid", pid, flush=True)
 ray.get(worker.work.remote())
 """
 """A driver whose work is done by a process of Ray's, as Ray Train's is."""
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_recovers_and_cancels(lab: Lab, home: Path) -> None:

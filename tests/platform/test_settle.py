@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stoplab_platform.jobs.states import State
 from stoplab_platform.tracking import client
+from support_invariants import is_told
 from support_jobs import running_lab, trainer
 from support_store import ADMIN, wait_for
 
@@ -19,5 +20,5 @@ def test_a_run_that_was_left_open_is_closed(home: Path, mlflow_uri: str) -> None
         lab.wait(job, State.RUNNING)
         lab.jobs.cancel(ADMIN, job.id)
         lab.wait(job, State.CANCELLED)
-        wait_for(lambda: lab.job(job).settled, "the tracker to know", 60)
-    assert mlflow.get_run(run.info.run_id).info.status == "KILLED"
+        is_told(mlflow, run.info.run_id, "KILLED")
+        wait_for(lambda: lab.job(job).settled, "the store to know that it is told", 60)

@@ -21,6 +21,7 @@ from stoplab_platform.jobs import listing
 from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuery, Role, Scope
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
+from support_invariants import keeps_its_spec, one_job, stays
 from support_store import new_job
 
 KEY = IdempotencyRecord("key", "digest")
@@ -97,8 +98,7 @@ class TestSubmit:
         with ThreadPoolExecutor(8) as pool:
             submits = [pool.submit(store.submit, new_job(), idempotency=KEY) for _ in range(16)]
             done = [submit.result() for submit in submits]
-        assert len({submitted.job.id for submitted in done}) == 1
-        assert sum(not submitted.replayed for submitted in done) == 1
+        one_job(done)
 
 
 class TestMove:
@@ -135,6 +135,11 @@ class TestMove:
             assert sum(pool.map(start, range(16))) == 1
         assert store.get(job.id).attempt == 1
         assert len(store.history(job.id)) == 2
+
+    def test_an_end_is_final(self, store: JobStore, job: Job) -> None:
+        keeps_its_spec(store, job)
+        running = store.move(job, State.STARTING, actor="x", attempt=1)
+        stays(store, store.move(running, State.SUCCEEDED, actor="x"), running)
 
     def test_illegal(self, store: JobStore, job: Job) -> None:
         with pytest.raises(IllegalMove, match="QUEUED") as caught:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 import pytest
 
 from stoplab_platform.errors import Fenced
@@ -31,6 +30,7 @@ from stoplab_platform.jobs.states import ReasonCode
 from stoplab_platform.paths import JobFolder, write_json
 from stoplab_platform.supervisor import entrypoint, judge
 from stoplab_platform.tracking.sender import sent_run_id
+from support_jobs import gone
 from support_store import run_spec, wait_for
 
 PRINT_PID = "import os, sys, time; print('pid', os.getpid(), flush=True);"
@@ -81,13 +81,6 @@ def child_pid(folder: JobFolder, nth: int = 1) -> int:
         return found if len(found) >= nth else None
 
     return int(wait_for(printed, "the child's pid")[nth - 1])
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def result_of(folder: JobFolder, attempt: int = 1) -> Result:

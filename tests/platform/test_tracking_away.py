@@ -19,6 +19,7 @@ from support_mlflow import (
     MlflowServer,
     eventually,
     free_port,
+    mlflow_server,
     only_run,
     points,
     runs,
@@ -103,12 +104,8 @@ def test_a_server_that_is_killed_and_comes_back(
 
 @pytest.fixture
 def server(tmp_path: Path, mlflow_tables: Path) -> Iterator[MlflowServer]:
-    place = tmp_path / "server"
-    place.mkdir()
-    (place / "mlflow.db").write_bytes(mlflow_tables.read_bytes())
-    server = MlflowServer(place)
-    yield server
-    server.kill()
+    with mlflow_server(tmp_path / "server", mlflow_tables) as server:
+        yield server
 
 
 @pytest.mark.slow

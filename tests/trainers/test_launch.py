@@ -19,6 +19,7 @@ from stoplab_platform.tracking import client
 from stoplab_trainers import checkpoint
 from stoplab_trainers.launch import execute
 from stoplab_trainers.rank import Summary
+from support_invariants import goes_on, has_logged
 from support_runs import folder, identity, tiny
 
 DEADLINE_S = 120.0
@@ -105,7 +106,9 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path, home: Path
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not run.summary.exists()
+    killed_at = has_logged(run)
     assert _main(path, "j_killed", home).wait(DEADLINE_S) == 0
+    goes_on(run, killed_at, interval=23)
     ends = [
         Summary.model_validate_json((home / "jobs" / job / "runs/run/summary.json").read_text())
         for job in ("j_whole", "j_killed")
