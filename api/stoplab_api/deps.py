@@ -16,6 +16,7 @@ from stoplab_api.problems import ApiProblem
 
 MAX_BODY = 1024 * 1024
 MAX_DEPTH = 64
+MOST_ERRORS = 100
 # What `curl --data` says by itself; there are no forms here that it could be mistaken for.
 JSON_TYPES = ("", "application/x-www-form-urlencoded")
 
@@ -47,7 +48,8 @@ def body_of(model: type[M], *, may_lack: bool = False) -> Callable[[Request], Aw
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            found = [_field_error(detail) for detail in error.errors(include_url=False)]
+            details = error.errors(include_url=False)[:MOST_ERRORS]
+            found = [_field_error(detail) for detail in details]
             detail = "; ".join(f"{one.pointer or '/'}: {one.message}" for one in found)
             raise ApiProblem(Code.INVALID_BODY, detail, errors=found) from error
 

@@ -67,10 +67,9 @@ def _add_problems(operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     if "HTTPValidationError" in json.dumps(responses.get("422", {})):
         del responses["422"]
-    codes = [Code.INTERNAL]
+    codes = [Code.INTERNAL, Code.MALFORMED_REQUEST]
     if "security" in operation:
-        codes += [Code.MALFORMED_REQUEST, Code.UNAUTHENTICATED]
-        codes += [Code.RATE_LIMITED, Code.DATABASE_UNAVAILABLE]
+        codes += [Code.UNAUTHENTICATED, Code.RATE_LIMITED, Code.DATABASE_UNAVAILABLE]
     if "requestBody" in operation:
         codes += [Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_BODY]
     for status, response in documented(*codes).items():

@@ -13,6 +13,7 @@ from stoplab_platform.specs.comparison import ComparisonSpec
 from stoplab_platform.specs.evaluation import EvaluationSpec
 from stoplab_platform.specs.overrides import applied, override, parse_assignments
 from stoplab_platform.specs.parse import parse
+from stoplab_platform.specs.plain_yaml import read_yaml
 from stoplab_platform.specs.run import RunSpec
 from stoplab_platform.specs.sweep import SweepSpec
 
@@ -37,6 +38,7 @@ __all__ = [
     "parse",
     "parse_assignments",
     "parse_spec",
+    "read_yaml",
 ]
 
 
@@ -61,7 +63,7 @@ def load_spec(path: Path, changes: Mapping[str, Any] | None = None) -> AnySpec:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
+        data = read_yaml(path.read_text())
     except OSError as error:
         raise SpecError([Problem((), f"{path} cannot be read: {error.strerror}")]) from error
     except yaml.YAMLError as error:
