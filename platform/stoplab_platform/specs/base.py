@@ -40,7 +40,7 @@ class Spec(BaseModel):
             return data
         problems = [
             Problem((name,), why)
-            for name, types in _types(cls).items()
+            for name, types in field_types(cls).items()
             if (why := _mistaken(data.get(name), types))
         ]
         return _raise(cls, problems) if problems else data
@@ -66,19 +66,19 @@ class Spec(BaseModel):
         return canonical_digest(self.plain(defaults=False))
 
 
-def canonical_digest(value: Any) -> str:
-    """The sha256 (hex) of ``value`` as JSON with sorted keys and no white space."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @cache
-def _types(model: type[Spec]) -> Mapping[str, frozenset[Any]]:
-    """The types of each field, of whatever they are put together."""
+def field_types(model: type[BaseModel]) -> Mapping[str, frozenset[Any]]:
+    """The types that each field is made of, unions, lists and null taken apart."""
     return {
         field.alias or name: frozenset(_leaves(field.annotation)) - {type(None), Ellipsis}
         for name, field in model.model_fields.items()
     }
+
+
+def canonical_digest(value: Any) -> str:
+    """The sha256 (hex) of ``value`` as JSON with sorted keys and no white space."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _mistaken(value: Any, types: frozenset[Any]) -> str | None:

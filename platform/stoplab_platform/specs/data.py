@@ -13,8 +13,8 @@ from stoplab_platform.specs.base import Spec
 EMBEDDED = ("digits",)
 EMBEDDED_IMAGES = {"digits": 1257, "digits/train": 1257, "digits/test": 540}
 """Images of embedded sets and their splits."""
-Url = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Urls = Url | Annotated[tuple[Url, ...], Field(max_length=10_000)]
+Url = Annotated[str, Field(max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Urls = Url | tuple[Url, ...]
 
 
 SecretRef = Annotated[str, Field(pattern=r"^secret://[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stoplab_platform.specs.base import Spec
 
-MOST_HOURS = 1e9
+MOST_HOURS, MOST_RUNS = 1e9, 1_000_000
 
 
 class JobLimits(Spec):

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec
-from stoplab_platform.specs.limits import JobLimits
+from stoplab_platform.specs.limits import MOST_RUNS, JobLimits
 from stoplab_platform.specs.overrides import applied
 from stoplab_platform.specs.run import FieldName, Name, RunSpec, limit_problems
 
@@ -86,7 +86,7 @@ class SearchSpec(Spec):
     kind: Literal["grid", "random", "sobol", "optuna"] = "grid"
     """`grid`: all points, needs grid axes only. `random`, `sobol` (scrambled, spreads more
     evenly): points drawn beforehand. `optuna`: points drawn as results come. Default grid."""
-    samples: int | None = Field(default=None, ge=1, le=1_000_000)
+    samples: int | None = Field(default=None, ge=1, le=MOST_RUNS)
     """Points to draw; null with `grid`. With `optuna` those that can run. Default null."""
     sampler: Literal["tpe", "gp"] = "tpe"
     """Optuna's sampler: `tpe` (Parzen estimator) or `gp` (Gaussian process). Default tpe: Optuna's
@@ -142,9 +142,9 @@ class ObjectiveSpec(Spec):
 class LimitsSpec(JobLimits):
     """Where a sweep or comparison stops: no new run starts; those that run come to their end."""
 
-    trials: int = Field(default=100, ge=1, le=1_000_000)
+    trials: int = Field(default=100, ge=1, le=MOST_RUNS)
     """Most runs. Default 100."""
-    max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_concurrent: int | None = Field(default=None, ge=1, le=MOST_RUNS)
     """Most runs at a time; null: as many as the cluster's resources hold. Default null."""
 
 
