@@ -75,6 +75,7 @@ def run(api: ApiProcess, page: str, *options: str) -> subprocess.CompletedProces
     return subprocess.run(
         [command, "--config-file", CONFIG, "run", page, "--checks", "all", "--no-color", *options],
         env={**os.environ, "PYTHONPATH": paths, TOKEN: SECRET, OWN: token.id},
+        cwd=api.settings.home,  # it leaves notes of what it found
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
