@@ -104,7 +104,7 @@ class Reconciler:
             self._pass()
 
     def _pass(self) -> None:
-        jobs = self._queue.admit(self._store.unfinished())
+        jobs = self._queue.admit(self._queue.unfinished())
         self.pulse.hold(self._queue.all_reserved(jobs))
         self._observer.begin(jobs)
         for job in jobs:

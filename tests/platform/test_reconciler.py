@@ -341,7 +341,7 @@ class TestWhatIsAway:
         class Flaky(JobStore):
             failures = 3
 
-            def unfinished(self) -> Sequence[Job]:
+            def unfinished(self, known: Mapping[str, Job] = NONE) -> Sequence[Job]:
                 if self.failures:
                     self.failures -= 1
                     raise StoreUnavailable("away")
