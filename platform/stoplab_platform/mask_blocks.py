@@ -92,13 +92,13 @@ def place(draws: NDArray[np.float64], sizes: Sizes, grid: int, *, reach: int = 1
     ``reach`` 1 lets a block touch the last row and column; the published code has 0.
     """
 
-    def corners(down: NDArray[np.float64], across: NDArray[np.float64], size: Size) -> list[Ints]:
-        pairs = zip((down, across), size, strict=True)
-        return [_corners(part, side, grid, reach) for part, side in pairs]
-
-    top, left = corners(draws[:, :-2:2], draws[:, 1:-2:2], sizes.target)
+    (height, width), (tall, wide) = sizes
+    top = _corners(draws[:, :-2:2], height, grid, reach)
+    left = _corners(draws[:, 1:-2:2], width, grid, reach)
     hit: Bools = np.any(cover(top, left, sizes.target, grid), axis=1)
-    outer = cover(*corners(draws[:, -2], draws[:, -1], sizes.context), sizes.context, grid)
+    down = _corners(draws[:, -2], tall, grid, reach)
+    across = _corners(draws[:, -1], wide, grid, reach)
+    outer = cover(down, across, sizes.context, grid)
     return Placed(patches(top, left, sizes.target, grid), hit, outer & ~hit)
 
 
@@ -136,7 +136,8 @@ def profile(sizes: Sizes, count: int, grid: int, *, official: bool) -> Profile:
     reach = 0 if official else 1
     hit = _packed_cover(draws[:, 0], draws[:, 1], sizes.target, grid, reach)
     for block in range(1, count):
-        hit |= _packed_cover(*draws[:, 2 * block : 2 * block + 2].T, sizes.target, grid, reach)
+        down, across = draws[:, 2 * block], draws[:, 2 * block + 1]
+        hit |= _packed_cover(down, across, sizes.target, grid, reach)
     outer = _packed_cover(draws[:, -2], draws[:, -1], sizes.context, grid, reach)
     lengths = _patches_in(outer & ~hit)
     order = np.argsort(lengths, kind="stable")

@@ -15,7 +15,7 @@ from stoplab_api.examples import PROMETHEUS, READY
 from stoplab_api.probes import PARTS
 from stoplab_api.problems import ApiProblem, documented
 
-OPEN_HERE = {"security": [{}]}
+OPEN_HERE: dict[str, Any] = {"security": [{}]}
 """For OpenAPI: a token, or none (from this machine)."""
 
 router = APIRouter(tags=["health"], dependencies=[Depends(local_or_caller)])
