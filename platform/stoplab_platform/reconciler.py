@@ -45,7 +45,7 @@ from stoplab_platform.webhooks import Notifier
 
 log = logging.getLogger("stoplab.reconciler")
 
-REST_S = 0.05
+REST_S = 0.2
 """Between what wakes the reconciler and its pass; whoever asks in that time is in it."""
 
 
@@ -96,7 +96,9 @@ class Reconciler:
             except Exception:  # the lab's one heart: it goes on whatever a pass met
                 log.exception("a pass failed")
             self._wake.wait(self._settings.reconcile_period_s)
-            stop.wait(REST_S)  # many who ask at once share a pass
+            stop.wait(
+                min(REST_S, self._settings.reconcile_period_s)
+            )  # many who ask at once share a pass
             self._wake.clear()
         self._settler.close()
         self._notifier.close()
