@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.stoplab-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help all demo test test-slow test-browser check format docs golden vits clean
+.PHONY: help all demo test test-slow test-browser bench check format docs golden vits clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test-slow: $(READY) ## The tests that take minutes
 
 test-browser: $(READY) ## The tests that drive a real browser (Debian's chromium)
 	$(BIN)/python -m pytest -m browser
+
+bench: $(READY) ## Run the benchmarks (on a quiet machine) and keep the results
+	$(BIN)/python benchmarks/bench.py
 
 check: $(READY) ## Lint, format, types, import floors, layout of the house
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -40,10 +40,10 @@ def local_or_caller(request: Request, lab: LabDep, credentials: Credentials) -> 
         _principal(request, lab, credentials)
 
 
-def at_least(role: Role, scope: Scope) -> Callable[[Principal], Principal]:
+def at_least(role: Role, scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     """A dependency that lets ``role`` and those above it in, if the token has ``scope``."""
 
-    def check(principal: Known) -> Principal:
+    async def check(principal: Known) -> Principal:
         if RANKS.index(principal.role) < RANKS.index(role):
             raise ApiProblem(
                 Code.FORBIDDEN, f"this needs the role {role}; the token's is {principal.role}"

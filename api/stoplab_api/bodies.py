@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from stoplab_platform.specs.base import field_types
+from stoplab_platform.specs.limits import MOST_HOURS, MOST_RUNS
 
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -19,6 +23,21 @@ class Asked(BaseModel):
     """Requests are strict: what is not known is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, data: Any) -> Any:
+        """JSON has one kind of number: 3.0 is as whole as 3."""
+        if not isinstance(data, Mapping):
+            return data
+        whole = {name for name, types in field_types(cls).items() if types == {int}}
+        return {name: _whole(value) if name in whole else value for name, value in data.items()}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Told(BaseModel):
@@ -41,13 +60,13 @@ class SubmitBody(Asked):
 class LimitsChange(Asked):
     """Limits to set beside the spec, which stays; null lifts one, what is not named stays."""
 
-    trials: int | None = Field(default=None, ge=1)
+    trials: int | None = Field(default=None, ge=1, le=MOST_RUNS)
     """Most runs."""
-    gpu_hours: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0, le=MOST_HOURS)
     """Most GPU-hours."""
-    wall_hours: float | None = Field(default=None, gt=0)
+    wall_hours: float | None = Field(default=None, gt=0, le=MOST_HOURS)
     """Most hours on the clock."""
-    max_concurrent: int | None = Field(default=None, ge=1)
+    max_concurrent: int | None = Field(default=None, ge=1, le=MOST_RUNS)
     """Most runs at a time."""
 
 
@@ -63,7 +82,7 @@ class AxisValues(Asked):
 class MoreSamples(Asked):
     """More points of a drawn sweep."""
 
-    samples: int = Field(ge=1)
+    samples: int = Field(ge=1, le=MOST_RUNS)
     """Points in all."""
 
 

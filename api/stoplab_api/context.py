@@ -34,7 +34,7 @@ class Lab:
     """Set when the server stops: open streams end then."""
 
 
-def _lab(request: Request) -> Lab:
+async def _lab(request: Request) -> Lab:
     lab = request.app.state.lab
     assert isinstance(lab, Lab)
     return lab

@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from stoplab_api import local
 from stoplab_api.answers import TrialBody
 from stoplab_api.bodies import JobBody
@@ -21,7 +19,7 @@ from stoplab_api.lab_processes import LabError, tail
 from stoplab_platform.errors import SettingsError
 from stoplab_platform.paths import JobFolder, read_json
 from stoplab_platform.settings import Settings
-from stoplab_platform.specs import ComparisonSpec, RunSpec, parse
+from stoplab_platform.specs import ComparisonSpec, RunSpec, parse, read_yaml
 from stoplab_platform.specs.ready import ready_spec
 
 REFERENCE, OTHER = "deterministic", "stochastic"
@@ -102,7 +100,7 @@ def fresh_settings(folder: Path | None) -> Settings:
 
 def comparison_spec(num_seeds: int, num_cpus: int) -> ComparisonSpec:
     """Deterministic against stochastic positions on digits, judged by kNN on the test split."""
-    base = parse(RunSpec, yaml.safe_load(config("digits.yaml").read_text()))
+    base = parse(RunSpec, read_yaml(config("digits.yaml").read_text()))
     at_once = max(1, int(num_cpus / base.compute.cpus_per_worker))
     return parse(
         ComparisonSpec,

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from stoplab_api.answers import Code, FieldError
 from stoplab_api.problems import KINDS, ApiProblem, answer, field_errors
@@ -23,6 +24,7 @@ PLAIN: dict[type[Exception], Code] = {
     errors.TrackerUnavailable: Code.TRACKER_UNAVAILABLE,
 }
 """The platform's errors whose sentence is the detail."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def install(app: FastAPI) -> None:
@@ -82,7 +84,20 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     of_status = {kind.status: code for code, kind in reversed(KINDS.items())}
     code = of_status.get(error.status_code, Code.MALFORMED_REQUEST)
     detail = f"{request.method} {request.url.path}: {error.detail}"
-    return answer(request, ApiProblem(code, detail, headers=error.headers))
+    headers = dict(error.headers or {})
+    if code is Code.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
+    return answer(request, ApiProblem(code, detail, headers=headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method of the path; the framework names those of one route, and a path has several."""
+
+    def has(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+    return [method for method in METHODS if has(method)]
 
 
 def _internal(request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,7 @@ from stoplab_api.bodies import ExtendBody, NewTokenBody, PatchBody, RetryBody, S
 from stoplab_api.findings import EstimateAsk
 from stoplab_api.problems import documented
 from stoplab_platform.specs import KINDS
+from stoplab_platform.specs.schema import StrictSchema
 
 TITLE = "stoplab"
 VERSION = "v1"
@@ -41,6 +42,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         for methods in page["paths"].values():
             for operation in methods.values():
                 _add_problems(operation)
+                _tighten(operation)
         app.openapi_schema = page
     return app.openapi_schema
 
@@ -49,6 +51,7 @@ def _add_models(schemas: dict[str, Any]) -> None:
     _, extra = models_json_schema(
         [(model, "validation") for model in OWN_MODELS],
         ref_template="#/components/schemas/{model}",
+        schema_generator=StrictSchema,
     )
     for name in FRAMEWORK_ERRORS:
         schemas.pop(name, None)
@@ -67,15 +70,27 @@ def _add_problems(operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     if "HTTPValidationError" in json.dumps(responses.get("422", {})):
         del responses["422"]
-    codes = [Code.INTERNAL]
+    codes = [Code.INTERNAL, Code.MALFORMED_REQUEST]
     if "security" in operation:
-        codes += [Code.MALFORMED_REQUEST, Code.UNAUTHENTICATED]
-        codes += [Code.RATE_LIMITED, Code.DATABASE_UNAVAILABLE]
+        codes += [Code.UNAUTHENTICATED, Code.RATE_LIMITED, Code.DATABASE_UNAVAILABLE]
     if "requestBody" in operation:
         codes += [Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_BODY]
     for status, response in documented(*codes).items():
         responses.setdefault(str(status), response)
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _tighten(operation: dict[str, Any]) -> None:
+    """A parameter may be absent, but it is never null; `If-Match` must be there where 428 says so.
+
+    (The framework itself would answer 400 without it.)
+    """
+    for parameter in operation.get("parameters", ()):
+        schema = parameter["schema"]
+        if kinds := [one for one in schema.pop("anyOf", ()) if one != {"type": "null"}]:
+            schema |= kinds[0]
+        if parameter["name"] == "if-match" and "428" in operation["responses"]:
+            parameter["required"] = True
 
 
 if __name__ == "__main__":

@@ -14,7 +14,15 @@ class Json(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":")).encode()
+        try:
+            return _json(content)
+        except ValueError:  # seldom, so that not every answer is walked through for it
+            return _json(_finite(content))
+
+
+def _json(content: Any) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode()
 
 
 def _finite(value: Any) -> Any:

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache, lru_cache
 from typing import Any
 
 from stoplab_platform.errors import Problem, SpecError
@@ -146,6 +147,7 @@ def admit(
     """
     used = sum((one.demand for one in active), Resources())
     held: defaultdict[str, Resources] = defaultdict(Resources)
+    quota = cache(quota)
     jobs = Counter(one.project for one in active)
     for one in active:
         held[one.project] += one.demand
@@ -180,4 +182,10 @@ def _compute(spec: AnySpec) -> ComputeSpec:
 def _reason(one: Claim, used: Resources, capacity: Resources, behind: Claim | None) -> str:
     if behind is not None:
         return f"waits behind {behind.id}, which is next"
-    return f"needs {one.demand}; {used} of {capacity} are reserved"
+    return _short_of(one.demand, used, capacity)
+
+
+@lru_cache(maxsize=256)
+def _short_of(demand: Resources, used: Resources, capacity: Resources) -> str:
+    """In a long queue many want the same."""
+    return f"needs {demand}; {used} of {capacity} are reserved"

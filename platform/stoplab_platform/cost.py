@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stoplab_platform.mask_blocks import pair_odds
 from stoplab_platform.masks import context_tokens, target_tokens
 from stoplab_platform.specs import RunSpec
-from stoplab_platform.specs.masking import MaskingSpec
+from stoplab_platform.specs.masking import BlockSpec, MaskingSpec
 from stoplab_platform.specs.model import VitSizes
 
 COLOURS = 3
 COARSE = 16
 """Patches along the side of the grid on which masks are looked at, at most: shares of larger
 grids are the same within two per cent, and take minutes."""
+MOST_PAIRS = 64
+"""Pairs of block sizes that are looked at; blocks with more stand at the middle of their ranges."""
 FP32, BF16 = 4, 2  # bytes
 RUNTIME = 600 * 2**20
 """Bytes of a process with torch and a data loader, or of a GPU's context, before any model."""
@@ -132,12 +135,21 @@ def memory(spec: RunSpec) -> Memory:
 
 def coarse(masking: MaskingSpec, grid: int) -> tuple[MaskingSpec, int]:
     """The masking on a grid that can be looked at quickly, and that grid's side."""
-    if grid <= COARSE:
-        return masking, grid
-    if masking.kind == "multiblock":
+    if masking.kind == "random":
+        return masking, min(grid, COARSE)
+    if grid > COARSE:
         fewest = max(1, round(masking.min_keep * (COARSE / grid) ** 2))
-        masking = masking.model_copy(update={"min_keep": fewest})
-    return masking, COARSE
+        masking, grid = masking.model_copy(update={"min_keep": fewest}), COARSE
+    if len(pair_odds(masking, grid)) > MOST_PAIRS:
+        blocks = {"target": _middle(masking.target), "context": _middle(masking.context)}
+        masking = masking.model_copy(update=blocks)
+    return masking, grid
+
+
+def _middle(block: BlockSpec) -> BlockSpec:
+    ranges = {"scale": block.scale, "aspect": block.aspect}
+    middles = {name: ((low + high) / 2,) * 2 for name, (low, high) in ranges.items()}
+    return block.model_copy(update=middles)
 
 
 def _kept(spec: RunSpec) -> float:

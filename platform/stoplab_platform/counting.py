@@ -51,14 +51,19 @@ def count_images(urls: Urls) -> Count | None:
 
 
 def _shards(urls: list[str]) -> list[Path]:
-    """The shards' paths in order; none where one of them is elsewhere or missing."""
+    """The shards' paths in order; none where one is elsewhere or missing, or there are too many."""
+    if any("://" in url or url.startswith("pipe:") for url in urls):
+        return []
     found: list[Path] = []
-    for url in urls:
-        if "://" in url or url.startswith("pipe:"):
-            return []
-        for name in islice(_numbered(url), MOST_SHARDS):
-            found += _listed(name)
-    return found if all(path.is_file() for path in found) else []
+    try:
+        for name in (name for url in urls for name in _numbered(url)):
+            fresh = _listed(name)
+            found += fresh
+            if len(found) > MOST_SHARDS or not all(path.is_file() for path in fresh):
+                return []
+    except (OSError, ValueError, RuntimeError):  # no path can be so
+        return []
+    return found
 
 
 def _numbered(url: str) -> Iterator[str]:
@@ -77,8 +82,10 @@ def _listed(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.name.endswith(ENDINGS))
-    if has_magic(name) and not path.exists():
-        return [Path(match) for match in sorted(glob(str(path)))]
+    if has_magic(path.name) and not path.exists():
+        # A pattern of folders may stand for a whole disk: `path` itself is no shard.
+        folders = has_magic(str(path.parent))
+        return [path] if folders else [Path(match) for match in sorted(glob(str(path)))]
     return [path]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -213,12 +214,27 @@ def _short_contexts(masking: MultiblockMasking, grid: int) -> Iterator[tuple[tup
             yield ("min_keep",), _context_reason(masking, grid, least - 1)
         return
     reachable = masking.min_keep
-    for sizes in sorted(pair_odds(masking, grid), key=lambda s: _room(s, masking))[:WORST_PAIRS]:
+    for sizes in _worst_pairs(masking, grid):
         if _room(sizes, masking) < masking.min_keep:
             lengths = profile(sizes, masking.target.count, grid, official=False).lengths
             reachable = min(reachable, int(np.quantile(lengths, 1 - MIN_ODDS, method="lower")))
     if reachable < masking.min_keep:
         yield ("min_keep",), _context_reason(masking, grid, reachable)
+
+
+def _worst_pairs(masking: MultiblockMasking, grid: int) -> list[Sizes]:
+    """The pairs that leave least: of all there are, those of large targets and small contexts."""
+    targets = sorted(block_sizes(masking.target, grid, official=False))
+    contexts = sorted(block_sizes(masking.context, grid, official=False))
+    targets.sort(key=_area, reverse=True)
+    contexts.sort(key=_area)
+    ends = product(targets[:WORST_PAIRS], contexts[:WORST_PAIRS])
+    pairs = sorted(Sizes(target, context) for target, context in ends)
+    return sorted(pairs, key=lambda sizes: _room(sizes, masking))[:WORST_PAIRS]
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
 
 
 def _room(sizes: Sizes, masking: MultiblockMasking) -> int:

@@ -39,6 +39,8 @@ class Queue:
         self._capacity = capacity(settings)
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._demands: dict[str, Resources] = {}
+        self._known: Mapping[str, Job] = {}
+        self._claims: dict[str, tuple[int, Claim]] = {}
         self._waiting: Mapping[str, QueueInfo] = {}
         self._looked_at = self._asked_at = float("-inf")
         self._alive = True
@@ -47,8 +49,14 @@ class Queue:
         """Why queued jobs wait, these among them; not older than a pass of the reconciler."""
         old = time.monotonic() - self._looked_at > self._settings.reconcile_period_s
         if old or not self._waiting.keys() >= set(job_ids):
-            self._explain(self._store.unfinished(), ASK_S)
+            self._explain(self.unfinished(), ASK_S)
         return self._waiting
+
+    def unfinished(self) -> Sequence[Job]:
+        """Unfinished jobs as they are now; what has not changed since is not read again."""
+        jobs = self._store.unfinished(self._known)
+        self._known = {job.id: job for job in jobs}
+        return jobs
 
     def reserved(self, job: Job) -> Resources:
         """What a job reserves while it is active."""
@@ -64,7 +72,7 @@ class Queue:
     def admit(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """The unfinished jobs, those whose turn it is moved to STARTING."""
         if len(self._demands) > 2 * len(jobs) + 100:
-            self._demands = {}  # of jobs that are gone
+            self._demands, self._claims = {}, {}  # of jobs that are gone
         admitted = self._explain(jobs, 0)
         lease_s = LEASE_PERIODS * self._settings.reconcile_period_s
         if not (admitted and self._alive):
@@ -72,7 +80,7 @@ class Queue:
         if not self._store.lease("admission", self._holder, lease_s):
             return jobs
         # Another replica may have admitted between the caller's look and our lease.
-        jobs = self._store.unfinished()
+        jobs = self.unfinished()
         admitted = self._explain(jobs, ASK_S)
         return [self._start(job) if job.id in admitted else job for job in jobs]
 
@@ -94,7 +102,12 @@ class Queue:
         return admitted
 
     def _claim(self, job: Job) -> Claim:
-        return Claim(job.id, job.priority, job.created_at, self.reserved(job), job.project)
+        """Made once of each version: in a long queue few have changed since the last look."""
+        known = self._claims.get(job.id)
+        if known is None or known[0] != job.version:
+            claim = Claim(job.id, job.priority, job.created_at, self.reserved(job), job.project)
+            known = self._claims[job.id] = job.version, claim
+        return known[1]
 
     def _demand(self, job: Job) -> Resources:
         try:

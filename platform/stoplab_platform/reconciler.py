@@ -45,6 +45,9 @@ from stoplab_platform.webhooks import Notifier
 
 log = logging.getLogger("stoplab.reconciler")
 
+REST_S = 0.2
+"""Between what wakes the reconciler and its pass; whoever asks in that time is in it."""
+
 
 class Reconciler:
     """One replica's reconciler; `run_forever` is its thread's work."""
@@ -93,6 +96,9 @@ class Reconciler:
             except Exception:  # the lab's one heart: it goes on whatever a pass met
                 log.exception("a pass failed")
             self._wake.wait(self._settings.reconcile_period_s)
+            stop.wait(
+                min(REST_S, self._settings.reconcile_period_s)
+            )  # many who ask at once share a pass
             self._wake.clear()
         self._settler.close()
         self._notifier.close()
@@ -104,7 +110,7 @@ class Reconciler:
             self._pass()
 
     def _pass(self) -> None:
-        jobs = self._queue.admit(self._store.unfinished())
+        jobs = self._queue.admit(self._queue.unfinished())
         self.pulse.hold(self._queue.all_reserved(jobs))
         self._observer.begin(jobs)
         for job in jobs:

@@ -14,6 +14,7 @@ from stoplab_platform.extend import extended, limited
 from stoplab_platform.handoff import request_stop
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import (
+    Event,
     IdempotencyRecord,
     Intent,
     Job,
@@ -213,11 +214,15 @@ class Jobs:
 
     def view(self, job: Job) -> dict[str, Any]:
         """A job as REST shows it."""
-        return self.views([job])[0]
+        return self._views([job], {job.id: self._store.history(job.id)})[0]
 
     def views(self, jobs: Sequence[Job]) -> Sequence[dict[str, Any]]:
         """Several jobs as REST shows them."""
-        histories = self._store.histories(job.id for job in jobs)
+        return self._views(jobs, self._store.histories(job.id for job in jobs))
+
+    def _views(
+        self, jobs: Sequence[Job], histories: Mapping[str, Sequence[Event]]
+    ) -> Sequence[dict[str, Any]]:
         queued = [job.id for job in jobs if job.state is State.QUEUED]
         queue = self._queue(queued) if queued else {}
         return [job_view(job, histories[job.id], queue.get(job.id), self._settings) for job in jobs]

@@ -58,8 +58,8 @@ def test_a_large_grid_is_looked_at_on_a_coarse_one() -> None:
     exact = encoder_flops(spec.model.sizes(), kept)
     assert flops(spec).context == pytest.approx(exact, rel=0.02)
     began = time.perf_counter()
-    large = {**changes, "data.image_size": 4096, "masking.min_keep": 1000}
-    assert flops(published("vit_base_patch16_224", 6, **large)).train > 100 * exact
+    large = {**changes, "data.image_size": 2048, "masking.min_keep": 1000}
+    assert flops(published("vit_base_patch16_224", 6, **large)).train > 20 * exact
     assert time.perf_counter() - began < 10
 
 

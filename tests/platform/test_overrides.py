@@ -53,7 +53,7 @@ class TestAssignments:
             ("a=x=y", "x=y"),
             ("a=nan", "nan"),
             ("a=infinity", "infinity"),
-            ("a='1e-3'", 0.001),
+            ("a='1e-3'", "1e-3"),
         ],
     )
     def test_values_are_yaml_with_exponents_as_numbers(self, text: str, value: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from stoplab_platform import settle
 from stoplab_platform.errors import RunnerUnavailable, StoreUnavailable, TrackerUnavailable
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import ACTIVE, ReasonCode, State
-from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.jobs.store import NONE, JobStore
 from stoplab_platform.reconciler import Reconciler
 from stoplab_platform.runner.base import Launch, Observed
 from stoplab_platform.runner.local import LocalRunner
@@ -332,11 +332,11 @@ class TestWhatIsAway:
         class Flaky(JobStore):
             failures = 3
 
-            def unfinished(self) -> Sequence[Job]:
+            def unfinished(self, known: Mapping[str, Job] = NONE) -> Sequence[Job]:
                 if self.failures:
                     self.failures -= 1
                     raise StoreUnavailable("away")
-                return super().unfinished()
+                return super().unfinished(known)
 
         store = Flaky(lab_settings(home).database)
         with running_lab(home, trainer(1), store=store) as lab:

@@ -68,11 +68,6 @@ class TestStrictness:
         data = small(optim={"clip_grad": value, "weight_decay": [0.04, value]})
         assert set(problems(data)) == {"optim.clip_grad", "optim.weight_decay.1"}
 
-    def test_yaml_reads_an_exponent_without_a_dot_as_text_and_it_is_a_number(self) -> None:
-        assert parse_spec({**small(), "optim": yaml.safe_load("{lr: 8e-4}")}).digest() == (
-            run(optim={"lr": 0.0008}).digest()
-        )
-
     @pytest.mark.parametrize("data", [None, [], "text", 3])
     def test_a_spec_is_a_mapping(self, data: Any) -> None:
         assert list(problems(data)) == [""]

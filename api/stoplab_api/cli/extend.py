@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from stoplab_api.bodies import JobBody
 from stoplab_api.cli.connecting import connect
 from stoplab_api.cli.show import AsJson, BadInput, JobId, print_json, print_text, reported
 from stoplab_platform.errors import Problem, SpecError
-from stoplab_platform.specs import parse_assignments
+from stoplab_platform.specs import parse_assignments, read_yaml
 
 NONE = "none"
 Limit = Annotated[str | None, typer.Option(metavar="N", help=f"A number, or `{NONE}`.")]
@@ -115,7 +114,7 @@ def _values(job: JobBody, assignments: list[str]) -> dict[str, Any]:
 
 def _limit(name: str, text: str) -> Any:
     """The number behind an option; what it must be is the server's to say."""
-    value = None if text == NONE else yaml.safe_load(text)
+    value = None if text == NONE else read_yaml(text)
     if value is not None and not isinstance(value, int | float):
         raise SpecError.of(f"limits.{name}", f"{text!r} is no number; `{NONE}` lifts the limit")
     return value

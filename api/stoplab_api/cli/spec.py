@@ -10,6 +10,7 @@ import typer
 
 from stoplab_api.cli.show import AsJson, Sets, SpecFile, print_json, print_text, reported
 from stoplab_platform.specs import KINDS, load_spec, parse_assignments
+from stoplab_platform.specs.schema import schema_of
 
 app = typer.Typer(no_args_is_help=True, help="Check and show specs.")
 
@@ -52,7 +53,7 @@ def schema(
     kind: Annotated[Kind, typer.Argument(help="The kind of spec.")], as_json: AsJson = False
 ) -> None:
     """Print the JSON schema of a kind of spec: each field with unit, default and source."""
-    found = KINDS[kind.value].model_json_schema()
+    found = schema_of(KINDS[kind.value])
     if as_json:
         print_json(found)
     else:

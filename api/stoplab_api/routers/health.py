@@ -15,10 +15,13 @@ from stoplab_api.examples import PROMETHEUS, READY
 from stoplab_api.probes import PARTS
 from stoplab_api.problems import ApiProblem, documented
 
+OPEN_HERE: dict[str, Any] = {"security": [{}]}
+"""For OpenAPI: a token, or none (from this machine)."""
+
 router = APIRouter(tags=["health"], dependencies=[Depends(local_or_caller)])
 
 
-@router.get("/livez")
+@router.get("/livez", openapi_extra=OPEN_HERE)
 def live() -> dict[str, bool]:
     """The process answers."""
     return {"alive": True}
@@ -31,6 +34,7 @@ def live() -> dict[str, bool]:
         200: {"content": {"application/json": {"example": READY}}},
         **documented(Code.NOT_READY),
     },
+    openapi_extra=OPEN_HERE,
 )
 def ready(lab: LabDep) -> Any:
     """The database takes a write, the cluster and MLflow answer, the reconciler moves."""
@@ -51,6 +55,7 @@ def ready(lab: LabDep) -> Any:
             "content": {"text/plain": {"schema": {"type": "string"}, "example": PROMETHEUS}},
         }
     },
+    openapi_extra=OPEN_HERE,
 )
 def metrics(request: Request, lab: LabDep) -> Response:
     """Requests, jobs, the queue, the reconciler, and what answers, as of now."""

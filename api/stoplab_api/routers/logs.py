@@ -47,7 +47,7 @@ LastEventId = Annotated[
             "the offset in bytes after it, and `end` the last event.",
             "content": {
                 "text/plain": {"schema": {"type": "string"}, "example": LOG_TEXT},
-                "text/event-stream": {"schema": {"type": "string"}, "example": LOG_STREAM},
+                "text/event-stream": {"example": LOG_STREAM},
             },
         },
         **documented(Code.NOT_FOUND),
@@ -57,8 +57,10 @@ def read_logs(
     caller: Caller,
     lab: LabDep,
     job_id: str,
-    rank: Annotated[int | None, Query(ge=0, description="One worker's log.")] = None,
-    tail: Annotated[int | None, Query(ge=0, description="Only the last so many lines.")] = None,
+    rank: Annotated[int | None, Query(ge=0, le=4096, description="One worker's log.")] = None,
+    tail: Annotated[
+        int | None, Query(ge=0, lt=2**53, description="Only the last so many lines.")
+    ] = None,
     follow: Follow = False,
     last_event_id: LastEventId = None,
 ) -> Response:
@@ -86,7 +88,7 @@ def read_logs(
             "the event's `seq`, and `end` the last.",
             "content": {
                 "application/json": {"example": EVENTS},
-                "text/event-stream": {"schema": {"type": "string"}, "example": EVENT_STREAM},
+                "text/event-stream": {"example": EVENT_STREAM},
             },
         },
         **documented(Code.NOT_FOUND),

@@ -20,6 +20,7 @@ from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import ACTIVE
 from stoplab_platform.resources import Resources
 from stoplab_platform.specs import KINDS, parse_spec
+from stoplab_platform.specs.schema import schema_of
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -43,7 +44,7 @@ def show_me(caller: Known) -> Any:
 @router.get("/schema/{kind}")
 def show_schema(kind: Literal["pretrain", "sweep", "compare", "evaluate"]) -> dict[str, Any]:
     """The JSON schema of a spec: every field with unit, default and source."""
-    return {"$schema": DRAFT, **KINDS[kind].model_json_schema()}
+    return {"$schema": DRAFT, **schema_of(KINDS[kind])}
 
 
 @router.get(

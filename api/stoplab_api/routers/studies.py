@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from stoplab_api import reports
-from stoplab_api.answers import Code, FieldError, TrialListBody
+from stoplab_api.answers import Code, TrialListBody
 from stoplab_api.auth import Caller
 from stoplab_api.context import Lab, LabDep
 from stoplab_api.examples import COMPARISON, SURFACE, TRIALS
@@ -24,6 +23,9 @@ from stoplab_platform.trials import FIELDS, Choice, as_csv, as_parquet, in_order
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["studies"])
 
+Bound = Annotated[
+    str, Query(pattern=r"^[\w./-]{1,100}:[-+]?[0-9]{1,40}(\.[0-9]{0,40})?([eE][-+]?[0-9]{1,2})?$")
+]
 Pair = Annotated[str, Query(pattern=r"^[\w./-]{1,100}:.{1,200}$")]
 TRIAL_FORMATS = dict.fromkeys(("json", "csv", "parquet"))
 REPORT_FORMATS = dict.fromkeys(("json", "html", "md", "tex", "png"))
@@ -62,9 +64,9 @@ def list_trials(
               "repeated for one field: any of them."),
     ] = [],  # noqa: B006
     min: Annotated[
-        list[Pair], Query(description="With at least this much of a metric: `val/knn_top1:0.5`.")
+        list[Bound], Query(description="With at least this much of a metric: `val/knn_top1:0.5`.")
     ] = [],  # noqa: B006
-    max: Annotated[list[Pair], Query(description="With at most this much of a metric.")] = [],  # noqa: B006
+    max: Annotated[list[Bound], Query(description="With at most this much of a metric.")] = [],  # noqa: B006
     sort: Annotated[
         str,
         Query(
@@ -81,7 +83,7 @@ def list_trials(
     job = lab.jobs.get(caller, job_id)
     folder = lab.settings.folders.job(job.id)
     every = Ledger(folder).cells()
-    choice = Choice(state, arm, seed, _values(point), _bounds("min", min), _bounds("max", max))
+    choice = Choice(state, arm, seed, _values(point), _bounds(min), _bounds(max))
     chosen = [cell for cell in every if choice.takes(cell)]
     try:
         cells = in_order(chosen, sort)
@@ -187,19 +189,8 @@ def _values(pairs: Sequence[str]) -> Mapping[str, Sequence[str]]:
     return found
 
 
-def _bounds(parameter: str, pairs: Sequence[str]) -> Mapping[str, float]:
-    found = {}
-    for pair in pairs:
-        name, _, word = pair.partition(":")
-        try:
-            found[name] = float(word)
-        except ValueError:
-            found[name] = math.nan
-        if not math.isfinite(found[name]):
-            error = FieldError(pointer=f"?{parameter}", message=f"{word!r} is no number")
-            detail = f"{parameter}={pair}: give METRIC:NUMBER"
-            raise ApiProblem(Code.MALFORMED_REQUEST, detail, errors=[error])
-    return found
+def _bounds(pairs: Sequence[str]) -> Mapping[str, float]:
+    return {name: float(word) for name, _, word in (pair.partition(":") for pair in pairs)}
 
 
 def _table(content: bytes, format: str, job: Job) -> Response:

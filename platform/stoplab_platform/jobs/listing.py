@@ -8,18 +8,22 @@ age: a few are sorted, many are looked for among the newest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, false, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from stoplab_platform.jobs.models import JobQuery
-from stoplab_platform.jobs.tables import JobRow, LabelRow
+from stoplab_platform.jobs.models import Job, JobQuery
+from stoplab_platform.jobs.rows import job_value
+from stoplab_platform.jobs.tables import UNFINISHED, JobRow, LabelRow
 
 FEW = 10_000
 """So many jobs of a name are sorted."""
+
+AT_ONCE = 500
+"""Rows that are asked for by name in one query."""
 
 LAST = "\U0010ffff"
 """The character after every other."""
@@ -33,6 +37,24 @@ def page(session: Session, query: JobQuery, limit: int) -> list[JobRow]:
     newest = sorted(ids, reverse=True)[:limit]
     rows = session.scalars(select(JobRow).where(JobRow.id.in_(newest)))
     return sorted(rows, key=lambda row: row.id, reverse=True)
+
+
+def unfinished(session: Session, known: Mapping[str, Job]) -> list[Job]:
+    """Unfinished jobs, oldest first; those of ``known`` whose version stands are not read again."""
+    versions = session.execute(
+        select(JobRow.id, JobRow.version).where(UNFINISHED).order_by(JobRow.id)
+    ).all()
+    found = {
+        one: known[one]
+        for one, version in versions
+        if one in known and known[one].version == version
+    }
+    lacking = [one for one, _ in versions if one not in found]
+    for start in range(0, len(lacking), AT_ONCE):
+        some = JobRow.id.in_(lacking[start : start + AT_ONCE])
+        rows = session.scalars(select(JobRow).where(some, UNFINISHED))
+        found.update((row.id, job_value(row)) for row in rows)
+    return [found[one] for one, _ in versions if one in found]
 
 
 def _streams(session: Session, query: JobQuery) -> Iterator[Select[str]]:

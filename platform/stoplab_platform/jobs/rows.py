@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row
 
 from stoplab_platform.jobs.models import Event, IdempotencyRecord, Intent, Job, NewJob
 from stoplab_platform.jobs.states import ReasonCode, State
@@ -78,15 +81,15 @@ def event_row(
     )
 
 
-def job_value(row: JobRow) -> Job:
-    """A row as a value."""
+def job_value(row: JobRow | Row[Any], labels: Mapping[str, str] | None = None) -> Job:
+    """A row as a value; of a bare row the labels are given beside it."""
     return Job(
         id=row.id,
         kind=row.kind,
         name=row.name,
         project=row.project,
         owner=row.owner,
-        labels={label.key: label.value for label in row.labels},
+        labels={label.key: label.value for label in row.labels} if labels is None else labels,
         priority=row.priority,
         spec=row.spec,
         spec_digest=row.spec_digest,
@@ -108,7 +111,7 @@ def job_value(row: JobRow) -> Job:
     )
 
 
-def event_value(row: EventRow) -> Event:
+def event_value(row: EventRow | Row[Any]) -> Event:
     """A row as a value."""
     return Event(
         seq=row.seq,

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from stoplab_platform.errors import Conflict, IllegalMove, KeyReused, NotFound
 from stoplab_platform.jobs.census import Census, census
 from stoplab_platform.jobs.database import Database, clock, retried
-from stoplab_platform.jobs.listing import page
+from stoplab_platform.jobs.listing import page, unfinished
 from stoplab_platform.jobs.models import (
     Event,
     IdempotencyRecord,
@@ -31,9 +31,9 @@ from stoplab_platform.jobs.rows import (
     label_rows,
     new_row,
 )
+from stoplab_platform.jobs.single import moves, single
 from stoplab_platform.jobs.states import MOVES, TERMINAL, ReasonCode, State, allowed_actions
 from stoplab_platform.jobs.tables import (
-    UNFINISHED,
     UNSETTLED,
     EventRow,
     IdempotencyRow,
@@ -42,6 +42,7 @@ from stoplab_platform.jobs.tables import (
 )
 from stoplab_platform.jobs.token_store import TokenStore
 
+NONE: Mapping[str, Job] = {}
 MOVABLE = frozenset({"attempt", "intent", "run_digest"})
 """Columns that a move may set beside the state."""
 
@@ -118,7 +119,10 @@ class JobStore(TokenStore):
     def get(self, job_id: str, project: str | None = None) -> Job:
         """One job; NotFound when there is none, it is hidden, or it is another project's."""
         with self._database.reading() as session:
-            return job_value(_row(session, job_id, project))
+            job = single(session, job_id)
+        if job is None or job.hidden or (project is not None and job.project != project):
+            raise NotFound(f"no job {job_id}")
+        return job
 
     def list(self, query: JobQuery) -> Page:
         """Jobs, newest first, after the cursor."""
@@ -128,9 +132,13 @@ class JobStore(TokenStore):
             more = len(rows) > query.limit
             return Page(items, next_cursor=items[-1].id if more else None)
 
-    def unfinished(self) -> Sequence[Job]:
-        """Jobs that want something from the reconciler (queued or active), oldest first."""
-        return self._select(UNFINISHED)
+    def unfinished(self, known: Mapping[str, Job] = NONE) -> Sequence[Job]:
+        """Jobs that want something from the reconciler (queued or active), oldest first.
+
+        ``known`` are taken as they are where their version still stands; only others are read.
+        """
+        with self._database.reading() as session:
+            return unfinished(session, known)
 
     def unsettled(self) -> Sequence[Job]:
         """Finished or paused jobs whose end the tracker has not been told yet, oldest first."""
@@ -255,7 +263,8 @@ class JobStore(TokenStore):
 
     def history(self, job_id: str) -> Sequence[Event]:
         """The events that changed a job's state, oldest first."""
-        return self.histories([job_id])[job_id]
+        with self._database.reading() as session:
+            return moves(session, job_id)
 
     def histories(self, job_ids: Iterable[str]) -> Mapping[str, Sequence[Event]]:
         """The state changes of several jobs at once."""

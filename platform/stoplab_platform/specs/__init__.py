@@ -13,6 +13,7 @@ from stoplab_platform.specs.comparison import ComparisonSpec
 from stoplab_platform.specs.evaluation import EvaluationSpec
 from stoplab_platform.specs.overrides import applied, override, parse_assignments
 from stoplab_platform.specs.parse import parse
+from stoplab_platform.specs.plain_yaml import read_yaml
 from stoplab_platform.specs.ready import ready_spec
 from stoplab_platform.specs.run import RunSpec
 from stoplab_platform.specs.sweep import SweepSpec
@@ -38,6 +39,7 @@ __all__ = [
     "parse",
     "parse_assignments",
     "parse_spec",
+    "read_yaml",
 ]
 
 
@@ -63,7 +65,7 @@ def load_spec(path: Path, changes: Mapping[str, Any] | None = None) -> AnySpec:
 
 def _read(path: Path, name: str | None = None) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(_found(path, name or str(path)).read_text())
+        data = read_yaml(_found(path, name or str(path)).read_text())
     except OSError as error:
         raise SpecError([Problem((), f"{path} cannot be read: {error.strerror}")]) from error
     except yaml.YAMLError as error:

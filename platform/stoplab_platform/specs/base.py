@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, Self, get_args
+from functools import cache
+from typing import Annotated, Any, NoReturn, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -33,15 +34,14 @@ class Spec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, data: Any) -> Any:
-        """Refuse `true` where a number belongs: pydantic would read it as 1."""
+    def _each_as_it_is(cls, data: Any) -> Any:
+        """Refuse what pydantic would turn: `true` for 1, `"64"` for 64, `1` for true."""
         if not isinstance(data, Mapping):
             return data
         problems = [
-            Problem((name,), f"{data[name]} is a truth value; give a number or a text")
-            for name, field in cls.model_fields.items()
-            if isinstance(data.get(name), bool)
-            and bool not in (field.annotation, *get_args(field.annotation))
+            Problem((name,), why)
+            for name, types in field_types(cls).items()
+            if (why := _mistaken(data.get(name), types))
         ]
         return _raise(cls, problems) if problems else data
 
@@ -66,10 +66,42 @@ class Spec(BaseModel):
         return canonical_digest(self.plain(defaults=False))
 
 
+@cache
+def field_types(model: type[BaseModel]) -> Mapping[str, frozenset[Any]]:
+    """The types that each field is made of, unions, lists and null taken apart."""
+    return {
+        field.alias or name: frozenset(_leaves(field.annotation)) - {type(None), Ellipsis}
+        for name, field in model.model_fields.items()
+    }
+
+
 def canonical_digest(value: Any) -> str:
     """The sha256 (hex) of ``value`` as JSON with sorted keys and no white space."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _mistaken(value: Any, types: frozenset[Any]) -> str | None:
+    """What is wrong with the type of a value, or of one in a list; None where pydantic says it."""
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(one, bool) and bool not in types and Any not in types:
+            return f"{one} is a truth value; give a number or a text"
+        if isinstance(one, str) and types and types <= {int, float}:
+            return f"{one!r} is a text; give a number"
+        if types == {bool} and isinstance(one, int | float | str) and not isinstance(one, bool):
+            return f"{one!r} is no truth value; give true or false"
+    return None
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    if not (inner := get_args(annotation)):
+        yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from _leaves(inner[0])
+    else:
+        for one in inner:
+            yield from _leaves(one)
 
 
 def _raise(model: type[Spec], problems: list[Problem]) -> NoReturn:

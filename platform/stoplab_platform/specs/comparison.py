@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec, canonical_digest
 from stoplab_platform.specs.overrides import applied
-from stoplab_platform.specs.run import Name, RunSpec, limit_problems
+from stoplab_platform.specs.run import FieldName, Name, RunSpec, limit_problems
 from stoplab_platform.specs.sweep import LimitsSpec
 
 MOST_BLOCKS = 500  # of a plan of looks
+Overrides = Annotated[dict[FieldName, Any], Field(max_length=200)]
 Spending = Literal["obrien_fleming", "pocock"]
 
 
@@ -27,7 +28,7 @@ class PrimarySpec(Spec):
     """Smallest difference that matters (in the metric's own unit). Default 0.005."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Error rate of the interval. Default 0.05."""
-    looks: tuple[int, ...] | None = None
+    looks: tuple[int, ...] | None = Field(default=None, max_length=MOST_BLOCKS)
     """Numbers of complete blocks at which a verdict may be given while seeds are added; rising,
     the last is the most that ever count: the first so many, in the order of the seeds, so that
     seeds can stand in for blocks that were lost. All looks together err in alpha. Default null:
@@ -55,9 +56,9 @@ class ComparisonSpec(Spec):
     """A name for people."""
     base: RunSpec
     """The run that the arms change; in a YAML file also a path to one, relative to the file."""
-    arms: dict[Name, dict[str, Any]]
+    arms: dict[Name, Overrides] = Field(max_length=32)
     """Arm to its overrides (dotted field to value); the first is the reference."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), max_length=1000)
     """One block each. Default 0 to 4."""
     primary: PrimarySpec = PrimarySpec()
     """What decides."""

@@ -13,7 +13,8 @@ from stoplab_platform.specs.base import Spec
 EMBEDDED = ("digits",)
 EMBEDDED_IMAGES = {"digits": 1257, "digits/train": 1257, "digits/test": 540}
 """Images of embedded sets and their splits."""
-Urls = str | tuple[str, ...]
+Url = Annotated[str, Field(max_length=2048, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Urls = Url | tuple[Url, ...]
 
 
 SecretRef = Annotated[str, Field(pattern=r"^secret://[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
@@ -39,7 +40,7 @@ class EvalDataSpec(Spec):
 class ShuffleSpec(Spec):
     """How far samples move from where they lie."""
 
-    window_shards: int | None = Field(default=None, ge=1)
+    window_shards: int | None = Field(default=None, ge=1, le=1_000_000)
     """Shuffle inside windows of this many shards, which stream in order; null shuffles the
     whole set. Default null."""
 

@@ -14,7 +14,7 @@ from stoplab_platform.specs.base import Spec
 class EvalSpec(Spec):
     """What all protocols share."""
 
-    every_epochs: int | None = Field(default=None, ge=1)
+    every_epochs: int | None = Field(default=None, ge=1, le=1_000_000)
     """Also run on the validation split each so many epochs; null: only at the end."""
 
     def metrics(self) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ class KnnEval(EvalSpec):
 
     kind: Literal["knn"]
     """Names this protocol."""
-    k: int = Field(default=20, ge=1)
+    k: int = Field(default=20, ge=1, le=1_000_000)
     """Neighbours. Default 20: the field's custom (DINO)."""
 
     def metrics(self) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class LowShotEval(EvalSpec):
     """Names this protocol."""
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Labelled share of the training split, per class (fraction). Default null."""
-    per_class: int | None = Field(default=None, ge=1)
+    per_class: int | None = Field(default=None, ge=1, le=1_000_000)
     """Labelled images per class. Default null."""
     draws: int = Field(default=3, ge=1, le=100)
     """Independent draws to average. Default 3."""

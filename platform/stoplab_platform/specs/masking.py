@@ -51,7 +51,7 @@ class MultiblockMasking(Spec):
     """The target blocks."""
     context: ContextSpec = ContextSpec()
     """The context block."""
-    min_keep: int = Field(default=10, ge=1)
+    min_keep: int = Field(default=10, ge=1, le=16384)
     """Fewest patches of a target block and of a context (patches): at least this many with
     sampler `fixed`, more than this many with `official`. Default 10: I-JEPA configs."""
     sampler: Literal["fixed", "official"] = "fixed"

@@ -29,11 +29,11 @@ class VitSizes:
 class PredictorSpec(Spec):
     """The narrow transformer that predicts target features."""
 
-    width: int = Field(default=384, ge=8)
+    width: int = Field(default=384, ge=8, le=65536)
     """Channels. Default 384: every published I-JEPA and StoP config."""
-    depth: int = Field(default=6, ge=1)
+    depth: int = Field(default=6, ge=1, le=1024)
     """Blocks. Default 6: StoP paper, table 10 (ViT-B); L and H use 12."""
-    heads: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1, le=4096)
     """Attention heads; null takes the encoder's, as the published code does. Default null."""
 
 
@@ -43,13 +43,13 @@ class ModelSpec(Spec):
     encoder: str = "vit_base_patch16_224"
     """A timm ViT (`vit_*`), or `custom` with width, depth, heads and patch_size given.
     Default vit_base_patch16_224: StoP paper, table 1."""
-    width: int | None = Field(default=None, ge=8)
+    width: int | None = Field(default=None, ge=8, le=65536)
     """Encoder channels, in place of the named one's. Default null: as named."""
-    depth: int | None = Field(default=None, ge=1)
+    depth: int | None = Field(default=None, ge=1, le=1024)
     """Encoder blocks, in place of the named one's. Default null: as named."""
-    heads: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1, le=4096)
     """Attention heads, in place of the named one's. Default null: as named."""
-    patch_size: int | None = Field(default=None, ge=1)
+    patch_size: int | None = Field(default=None, ge=1, le=4096)
     """Patch side in pixels, in place of the named one's. Default null: as named."""
     predictor: PredictorSpec = PredictorSpec()
     """The predictor."""

@@ -13,9 +13,9 @@ from stoplab_platform.specs.base import Spec
 class OptimSpec(Spec):
     """AdamW with warm-up and cosine, rising weight decay, rising EMA momentum."""
 
-    epochs: int = Field(default=600, ge=1)
+    epochs: int = Field(default=600, ge=1, le=1_000_000)
     """Passes over the training set. Default 600: StoP paper, tables 10 and 11."""
-    batch_size: int = Field(default=2048, ge=1)
+    batch_size: int = Field(default=2048, ge=1, le=2**24)
     """Images per step over all workers. Default 2048: every published config."""
     lr: float = Field(default=8e-4, gt=0)
     """Peak learning rate. Default 8e-4: StoP configs (B, L)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -12,6 +11,10 @@ import yaml
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec
 from stoplab_platform.specs.parse import parse
+from stoplab_platform.specs.plain_yaml import read_yaml
+
+MOST_PARTS = 16
+"""Names of a dotted path; no field lies so deep."""
 
 S = TypeVar("S", bound=Spec)
 
@@ -38,6 +41,9 @@ def override(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     so that other fields of the new kind may be given beside it. Keys that hold dots themselves
     (axes of a sweep, overrides of an arm) are found whole.
     """
+    if deep := [path for path in changes if path.count(".") >= MOST_PARTS]:
+        text = f"a field lies at most {MOST_PARTS} names deep"
+        raise SpecError([Problem((path[:80],), text) for path in deep])
     result: dict[str, Any] = deepcopy(dict(data))
     for path, value in sorted(changes.items(), key=lambda item: not item[0].endswith("kind")):
         *parents, last = _keys(result, path)
@@ -89,10 +95,6 @@ def _assign(node: Any, last: str, value: Any, path: str) -> None:
 
 def _yaml_value(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError as error:
         raise SpecError([Problem((), f"{text!r} is not YAML: {error}")]) from error
-    # YAML 1.1 reads 1e-3 as a string; people mean a number.
-    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
-        return float(value)
-    return value

@@ -26,8 +26,10 @@ STAND_INS: dict[str, Any] = {
     "checkpoint": {"path": "x"},
 }  # fmt: skip
 ROUNDS = 12
+MOST_PROBLEMS = 100
+MOST_SHOWN = 200  # characters of a value at fault
 MISSING = "required, and not given"
-TEXTS = "tuple[str, ...]"  # pydantic's name for the second member of `Urls`
+TEXT, TEXTS = "constrained-str", "tuple[constrained-str, ...]"  # pydantic's names for `Urls`
 
 S = TypeVar("S", bound=Spec)
 
@@ -42,6 +44,8 @@ def parse(model: type[S], data: Any) -> S:
             spec = model.model_validate(work)
         except ValidationError as error:
             problems = list(_problems(error, work))
+            if len(problems) > MOST_PROBLEMS:
+                raise SpecError(_first(problems)) from error
         else:
             if not found:
                 return spec
@@ -60,10 +64,16 @@ def parse(model: type[S], data: Any) -> S:
     raise SpecError(list(found.values()))
 
 
+def _first(problems: list[Problem]) -> list[Problem]:
+    """As many as people read; to look for those behind so many would take long."""
+    more = Problem((), f"{len(problems) - MOST_PROBLEMS} problems more")
+    return [*problems[:MOST_PROBLEMS], more]
+
+
 def _problems(error: ValidationError, data: Any) -> Iterator[Problem]:
     for detail in error.errors(include_url=False):
         last = detail["loc"][-1] if detail["loc"] else None
-        if last == TEXTS or (last == "str" and isinstance(detail["input"], list | tuple)):
+        if last == TEXTS or (last == TEXT and isinstance(detail["input"], list | tuple)):
             continue  # the other member of the union says it
         context = detail.get("ctx", {})
         # A check across fields names its fields from the model that checked: no tags among them.
@@ -89,7 +99,8 @@ def _sentence(detail: ErrorDetails) -> str:
             return detail["msg"]
     message = detail["msg"].removeprefix("Value error, ")
     value = repr(detail["input"])
-    return message if value in message else f"{value}: {message}"
+    shown = value if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]}…"
+    return message if value in message else f"{shown}: {message}"
 
 
 def _without_tags(loc: tuple[str | int, ...], data: Any) -> Path:
@@ -100,7 +111,7 @@ def _without_tags(loc: tuple[str | int, ...], data: Any) -> Path:
         inside = not isinstance(node, Mapping) or part in node
         # A field that is not there can only be the last part.
         tag = part == _step(node, "kind") or position < len(loc) - 1
-        if part in ("str", TEXTS) or (not inside and tag):
+        if part in (TEXT, TEXTS) or (not inside and tag):
             continue
         path.append(part)
         node = _step(node, part)

@@ -19,9 +19,13 @@ from stoplab_platform.specs.optim import OptimSpec
 from stoplab_platform.specs.positions import PositionsSpec, StochasticPositions
 
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[\w.@-][\w.@ -]*$")]
+FieldName = Annotated[str, Field(max_length=200)]
+"""A dotted path into a RunSpec."""
 WEIGHTLESS = (
     "kind", "spec_version", "name", "tracking", "checkpoint", "evals", "compute", "limits",
 )  # fmt: skip
+MOST_PATCHES = 128
+"""Patches along one side of an image: attention over more is out of reach."""
 
 
 def _kind_defaults_to(kind: str) -> BeforeValidator:
@@ -40,9 +44,9 @@ class ComputeSpec(Spec):
     """Training processes. Default 1."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
     """GPUs of each worker: 0 trains on the CPU. Default 0."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0, le=4096)
     """CPUs reserved for each worker. Default 1."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """Torch threads of each worker; null: cpus_per_worker, rounded down. Default null."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on GPUs, fp32 on CPUs. Default auto."""
@@ -50,7 +54,7 @@ class ComputeSpec(Spec):
     """torch.compile of the transformer blocks; `auto`: on GPUs only. Default auto."""
     strategy: Literal["ddp"] = "ddp"
     """How workers share the model. Default ddp."""
-    max_failures: int = Field(default=3, ge=0)
+    max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Restarts after failures of one kind, as lost workers or nodes; 0: none at all. Default 3."""
 
     @property
@@ -62,11 +66,11 @@ class ComputeSpec(Spec):
 class CheckpointSpec(Spec):
     """When to save, how many to keep."""
 
-    every_epochs: int | None = Field(default=1, ge=1)
+    every_epochs: int | None = Field(default=1, ge=1, le=1_000_000)
     """Save each so many epochs. Default 1."""
-    every_steps: int | None = Field(default=None, ge=1)
+    every_steps: int | None = Field(default=None, ge=1, le=2**53)
     """Save each so many steps as well. Default null."""
-    keep: int = Field(default=3, ge=1)
+    keep: int = Field(default=3, ge=1, le=1_000_000)
     """Newest checkpoints kept. Default 3."""
 
 
@@ -77,7 +81,7 @@ class TrackingSpec(Spec):
     """MLflow experiment. Default stop."""
     tags: dict[str, str] = {}
     """Further tags of the MLflow run. Default none."""
-    log_every_steps: int = Field(default=10, ge=1)
+    log_every_steps: int = Field(default=10, ge=1, le=2**53)
     """Steps between logged metrics. Default 10."""
 
 
@@ -156,7 +160,15 @@ class RunSpec(Spec):
                 "two patches or more",
                 (sets_patch,),
             )
-        if self.grid < 2:
+        if self.grid > MOST_PATCHES:
+            yield Problem(
+                ("data", "image_size"),
+                f"{self.data.image_size} makes {self.grid}x{self.grid} patches of {patch} pixels; "
+                f"at most {MOST_PATCHES}x{MOST_PATCHES} can be trained: give smaller images or "
+                "larger patches",
+                (sets_patch,),
+            )
+        if not 2 <= self.grid <= MOST_PATCHES:
             return
         decided_by = (("masking",), ("data", "image_size"), sets_patch)
         for path, message in infeasible(self.masking, self.grid):

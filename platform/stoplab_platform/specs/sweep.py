@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec
-from stoplab_platform.specs.limits import JobLimits
+from stoplab_platform.specs.limits import MOST_RUNS, JobLimits
 from stoplab_platform.specs.overrides import applied
-from stoplab_platform.specs.run import Name, RunSpec, limit_problems
+from stoplab_platform.specs.run import FieldName, Name, RunSpec, limit_problems
 
 MASKING_RATIO = "masking_ratio"
 CHANGEABLE = ("optim.", "positions.noise_std", "masking.", MASKING_RATIO)
@@ -27,6 +27,8 @@ NO_AXES = {
     "compute": "all runs of a sweep get the same resources",
 }
 """Fields that cannot be varied, or hold nothing that can; and why."""
+MOST_VALUES = 1000
+"""Values of all axes of one sweep; each is tried in a spec of its own beforehand."""
 COMPUTE_AXES = ("compute.precision", "compute.threads", "compute.compile")
 """Fields below `compute` that can be varied: they take no other resources."""
 
@@ -34,9 +36,9 @@ COMPUTE_AXES = ("compute.precision", "compute.threads", "compute.compile")
 class Axis(Spec):
     """One varied field: exactly one of the ways below."""
 
-    grid: tuple[Any, ...] | None = None
+    grid: tuple[Any, ...] | None = Field(default=None, max_length=MOST_VALUES)
     """Every one of these values."""
-    choice: tuple[Any, ...] | None = None
+    choice: tuple[Any, ...] | None = Field(default=None, max_length=MOST_VALUES)
     """One of these values, drawn evenly."""
     uniform: tuple[float, float] | None = None
     """[low, high], drawn evenly."""
@@ -84,12 +86,12 @@ class SearchSpec(Spec):
     kind: Literal["grid", "random", "sobol", "optuna"] = "grid"
     """`grid`: all points, needs grid axes only. `random`, `sobol` (scrambled, spreads more
     evenly): points drawn beforehand. `optuna`: points drawn as results come. Default grid."""
-    samples: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1, le=MOST_RUNS)
     """Points to draw; null with `grid`. With `optuna` those that can run. Default null."""
     sampler: Literal["tpe", "gp"] = "tpe"
     """Optuna's sampler: `tpe` (Parzen estimator) or `gp` (Gaussian process). Default tpe: Optuna's
     own."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the search itself. Default 0."""
 
 
@@ -102,14 +104,14 @@ class SchedulerSpec(Spec):
     running means (Vizier, 2017). `pbt`: the points are a population; every interval_epochs the
     runs that are behind go on from the weights of one that is ahead, at a point near its own
     (arXiv:1711.09846). Default none."""
-    grace_epochs: int = Field(default=1, ge=1)
+    grace_epochs: int = Field(default=1, ge=1, le=1_000_000)
     """No run ends before so many epochs; `asha`'s first rung (epochs). Default 1: Ray Tune's."""
-    reduction_factor: float = Field(default=4, gt=1)
+    reduction_factor: float = Field(default=4, gt=1, le=1000)
     """Of `asha`: rungs lie at grace_epochs times its powers, and the best 1/reduction_factor
     pass. Default 4: Ray Tune's, and the paper's."""
-    min_samples: int = Field(default=3, ge=1)
+    min_samples: int = Field(default=3, ge=1, le=1_000_000)
     """Of `median`: other runs that must have come as far (runs). Default 3: Ray Tune's."""
-    interval_epochs: int = Field(default=1, ge=1)
+    interval_epochs: int = Field(default=1, ge=1, le=1_000_000)
     """Of `pbt`: epochs between two looks at the population. Default 1."""
     quantile: float = Field(default=0.25, gt=0, le=0.5)
     """Of `pbt`: the share of members that is behind, and that is ahead. Default 0.25: Ray
@@ -140,9 +142,9 @@ class ObjectiveSpec(Spec):
 class LimitsSpec(JobLimits):
     """Where a sweep or comparison stops: no new run starts; those that run come to their end."""
 
-    trials: int = Field(default=100, ge=1)
+    trials: int = Field(default=100, ge=1, le=MOST_RUNS)
     """Most runs. Default 100."""
-    max_concurrent: int | None = Field(default=None, ge=1)
+    max_concurrent: int | None = Field(default=None, ge=1, le=MOST_RUNS)
     """Most runs at a time; null: as many as the cluster's resources hold. Default null."""
 
 
@@ -157,7 +159,7 @@ class SweepSpec(Spec):
     """A name for people."""
     base: RunSpec
     """The run that is varied; in a YAML file also a path to one, relative to the file."""
-    space: dict[str, Axis]
+    space: dict[FieldName, Axis] = Field(max_length=32)
     """Dotted field of the RunSpec to axis; `masking_ratio` moves `masking.target.scale` (of random
     masking the ratio) to where the effective masked fraction is the wished one."""
     search: SearchSpec = SearchSpec()
@@ -175,6 +177,9 @@ class SweepSpec(Spec):
         """Axes name fields and hold values that fit; the search can run them."""
         if not self.space:
             yield Problem(("space",), "needs at least one axis")
+        if (values := sum(len(axis.examples()) for axis in self.space.values())) > MOST_VALUES:
+            yield Problem(("space",), f"lists {values} values in all; at most {MOST_VALUES} can be")
+            return
         for path, axis in self.space.items():
             yield from self._axis_problems(path, axis)
         yield from limit_problems(self.base, ("space",), self.space)

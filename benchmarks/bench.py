@@ -1,0 +1,94 @@
+"""Run all benchmarks and write `benchmarks/results/DATE-HARDWARE.md` and `.json`.
+
+python benchmarks/bench.py [NAME ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ALL = ("submit", "get_job", "list_jobs", "log_follow", "first_line")
+
+
+def main() -> int:
+    """Run them one after another; ends with 1 if one missed its bar."""
+    names = sys.argv[1:] or ALL
+    loads = [load()]
+    results = []
+    for name in names:
+        print(f"{name} …", flush=True)
+        results.append(run(name))
+        loads.append(load())
+        print(f"  {bar(results[-1])}", flush=True)
+    told = {"hardware": hardware(), "cores": os.cpu_count(), "load": loads, "results": results}
+    at = datetime.now(UTC).date()
+    path = HERE / "results" / f"{at}-{re.sub(r'[^a-z0-9]+', '-', hardware().lower()).strip('-')}"
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({"date": str(at), **told}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(str(at), loads, results))
+    print(path.with_suffix(".md"))
+    return 0 if all(one["passed"] for one in results) else 1
+
+
+def run(name: str) -> dict[str, Any]:
+    """One benchmark's document."""
+    done = subprocess.run(
+        [sys.executable, HERE / f"{name}.py", "--json"], capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.strip().splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        return {"name": name, "passed": False, "error": done.stderr.strip().splitlines()[-1:]}
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def page(at: str, loads: list[float], results: list[dict[str, Any]]) -> str:
+    """The results for people."""
+    rows = "\n".join(f"| {one['name']} | {bar(one)} |" for one in results)
+    return (
+        f"# {at}, {hardware()}, {os.cpu_count()} cores\n\n"
+        f"Load of the machine (1 min) before, between and after: {', '.join(map(str, loads))}. "
+        "Every ratio is the median of rounds in which both sides take turns.\n\n"
+        f"| benchmark | result |\n|---|---|\n{rows}\n"
+    )
+
+
+def bar(one: dict[str, Any]) -> str:
+    """A result and its bar in a line."""
+    verdict = "passed" if one["passed"] else "**missed**"
+    if "error" in one:
+        return f"did not run: {one['error']}"
+    if "value_mb_s" in one:
+        return f"{one['value_mb_s']:g} MB/s; at least {one['floor']:g}: {verdict}"
+    low, high = one["quartiles"]
+    if "seconds_beyond" in one:
+        return (
+            f"{one['seconds_beyond']:g} s [{low:g}, {high:g}]; at most {one['at_most']}: {verdict}"
+        )
+    floor, most = one["floor"], one["at_most"]
+    bound = f"at most {most:g}" if floor is None else f"at least {floor:g}"
+    return f"{one['ratio']:.2f} [{low:.2f}, {high:.2f}]; {bound}: {verdict}"
+
+
+def hardware() -> str:
+    """The processor's name."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"model name\s*: (.+)", text)
+    return found[1].split("@")[0].strip() if found else "unknown"
+
+
+def load() -> float:
+    """Processes that want a core, mean of a minute."""
+    return round(os.getloadavg()[0], 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
