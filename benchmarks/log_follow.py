@@ -35,6 +35,7 @@ def main() -> int:
     """Measure, print one JSON document, and exit with 1 below the floor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=200, help="size of the log (MB)")
+    parser.add_argument("--json", action="store_true", help="as the others have it: always so")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stoplab-bench-") as folder:
         settings = Settings(home=Path(folder))
