@@ -55,7 +55,7 @@ class TestHealth:
             reconcile_period_s=0.01,
         ) as api:  # fmt: skip
 
-            def broken() -> None:
+            def broken(*_: Any) -> None:
                 raise StoreUnavailable("the database does not answer: gone")
 
             monkeypatch.setattr(api.store, "ping", broken)
@@ -144,9 +144,9 @@ class TestStuckReconciler:
         with running_api(tmp_path, **QUICK) as api:
             over, unfinished = threading.Event(), api.store.unfinished
 
-            def slow() -> Any:
+            def slow(known: Any) -> Any:
                 over.wait(30)
-                return unfinished()
+                return unfinished(known)
 
             monkeypatch.setattr(api.store, "unfinished", slow)
             try:
@@ -169,7 +169,7 @@ class TestStuckReconciler:
         with running_api(tmp_path, **QUICK) as api:
             with monkeypatch.context() as broken:
 
-                def fail() -> None:
+                def fail(*_: Any) -> None:
                     raise RuntimeError("no rows today")
 
                 broken.setattr(api.store, "unfinished", fail)
@@ -183,11 +183,11 @@ class TestStuckReconciler:
         with running_api(tmp_path, **QUICK) as api:
             unfinished, calls = api.store.unfinished, []
 
-            def once() -> Any:
+            def once(known: Any) -> Any:
                 calls.append(1)
                 if len(calls) == 1:
                     raise StoreUnavailable("gone for a moment")
-                return unfinished()
+                return unfinished(known)
 
             monkeypatch.setattr(api.store, "unfinished", once)
             eventually(lambda: len(calls) > 1)

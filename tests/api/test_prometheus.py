@@ -177,7 +177,7 @@ class TestReconciler:
             assert found["stoplab_reconcile_pass_seconds_sum"][()] > 0
             assert found["stoplab_reconcile_failures_total"][()] == 0
 
-            def fail() -> None:
+            def fail(*_: object) -> None:
                 raise RuntimeError("odd")
 
             monkeypatch.setattr(api.store, "unfinished", fail)
