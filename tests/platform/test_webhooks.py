@@ -58,7 +58,7 @@ def ended(store: JobStore, state: State = State.SUCCEEDED) -> Job:
 
 def cancelled(store: JobStore) -> Job:
     """A job that no machine could run, cancelled while it waits."""
-    huge = run_spec(compute={"cpus_per_worker": 10_000})
+    huge = run_spec(compute={"cpus_per_worker": 4096})
     job = store.submit(new_job(huge)).job
     return store.move(job, State.CANCELLED, actor="test")
 
