@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,21 @@ def test_replicas_migrate_at_once(empty_url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(migrate, range(4)))
     assert difference(empty_url) == []
+
+
+def test_a_new_file_that_somebody_holds_is_waited_for(tmp_path: Path) -> None:
+    """SQLite itself would refuse at once: its busy timeout does not hold for the switch to WAL."""
+    path = tmp_path / "new.db"
+    holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    holder.execute("CREATE TABLE held (x)")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError), closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+    release = threading.Timer(0.3, holder.close)
+    release.start()
+    with open_store(f"sqlite:///{path}") as store:
+        store.ping()
+    release.join()
 
 
 def test_a_newer_database_is_refused(store: JobStore, url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from sqlalchemy.exc import ArgumentError
 from stoplab_platform.errors import SettingsError
 
 BUSY_TIMEOUT_S = 10
+SWITCH_S = 0.02  # between two tries to switch a new file to WAL
 FORMS = "sqlite:////absolute/path.db or postgresql://user:password@host:5432/database"
 
 
@@ -81,8 +83,23 @@ def _sqlite(url: URL) -> Engine:
 
 def _sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # BEGIN is ours, below
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _write_ahead(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """WAL. SQLite's own busy timeout does not hold for this switch, which a new file needs once."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(SWITCH_S)
+        else:
+            return
 
 
 def _sqlite_begin(connection: Connection) -> None:
