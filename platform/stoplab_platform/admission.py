@@ -106,13 +106,6 @@ def overruns(spec: AnySpec, limits: LimitsSpec | None = None) -> Iterator[Proble
             yield Problem(("limits", "trials"), text)
 
 
-def check_fits(spec: AnySpec, capacity: Resources) -> None:
-    """SpecError when one run of the spec can never fit the declared capacity."""
-    problems = list(misfits(spec, capacity, "this lab has {} in all"))
-    if problems:
-        raise SpecError(problems)
-
-
 def misfits(spec: AnySpec, capacity: Resources, there_is: str) -> Iterator[Problem]:
     """Where one run of the spec needs more than there is; ``there_is`` says so of a number."""
     compute = _compute(spec)

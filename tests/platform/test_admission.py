@@ -11,9 +11,9 @@ from stoplab_platform.admission import (
     PASSING,
     Claim,
     admit,
-    check_fits,
     check_runs,
     demand,
+    misfits,
 )
 from stoplab_platform.errors import SpecError
 from stoplab_platform.resources import Resources
@@ -44,6 +44,11 @@ def sweep(**changes: Any) -> AnySpec:
     space = {"positions.noise_std": {"grid": [0.1, 0.2, 0.3]}, "seed": {"grid": [0, 1]}}
     base = run_spec().plain()
     return parse_spec({"kind": "sweep", "name": "s", "base": base, "space": space, **changes})
+
+
+def check_fits(spec: AnySpec, capacity: Resources) -> None:
+    if problems := list(misfits(spec, capacity, "this lab has {} in all")):
+        raise SpecError(problems)
 
 
 class TestDemand:
