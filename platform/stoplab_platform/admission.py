@@ -125,57 +125,73 @@ def misfits(spec: AnySpec, capacity: Resources, there_is: str) -> Iterator[Probl
             )
 
 
-def admit(
-    queued: Sequence[Claim],
-    active: Sequence[Claim],
-    capacity: Resources,
-    now: datetime,
-    quota: Callable[[str], Quota] = lambda _project: NO_QUOTA,
-) -> tuple[list[str], dict[str, QueueInfo]]:
+class Admission:
     """Who may start now, and why the others wait. Priority goes first, then age.
 
     A job that does not fit lets smaller ones of its own priority pass until it has waited
     `PASSING`; lower priorities never pass it. One that its project's quota keeps out holds up
     nobody.
     """
-    used = sum((one.demand for one in active), Resources())
-    held: defaultdict[str, Resources] = defaultdict(Resources)
-    quota = cache(quota)
-    jobs = Counter(one.project for one in active)
-    for one in active:
-        held[one.project] += one.demand
-    admitted: list[str] = []
-    reasons: dict[str, str] = {}
-    blocked: Claim | None = None
-    for one in sorted(queued, key=lambda c: (-c.priority, c.created_at, c.id)):
-        full = list(quota(one.project).keeps_out(one.demand, held[one.project], jobs[one.project]))
-        if full:
-            holds = " and ".join(full)
-            reasons[one.id] = f"needs {one.demand}; project {one.project} holds {holds}"
-            continue
-        may_pass = blocked is None or (
-            blocked.priority == one.priority and now - blocked.created_at < PASSING
+
+    def __init__(
+        self,
+        active: Sequence[Claim],
+        capacity: Resources,
+        now: datetime,
+        quota: Callable[[str], Quota] = lambda _project: NO_QUOTA,
+    ) -> None:
+        self._capacity, self._now, self._quota = capacity, now, cache(quota)
+        self._used = sum((one.demand for one in active), Resources())
+        self._held: defaultdict[str, Resources] = defaultdict(Resources)
+        for one in active:
+            self._held[one.project] += one.demand
+        self._jobs = Counter(one.project for one in active)
+        self._blocked: Claim | None = None
+        self._last: Claim | None = None
+
+    def admit(self, queued: Sequence[Claim]) -> tuple[list[str], dict[str, QueueInfo]]:
+        """The ids of those that may start, and what the others are told."""
+        told = {one.id: self.place(one) for one in sorted(queued, key=_turn)}
+        admitted = [name for name, reason in told.items() if reason is None]
+        waiting = ((name, reason) for name, reason in told.items() if reason is not None)
+        places = enumerate(waiting, start=len(admitted) + 1)
+        return admitted, {name: QueueInfo(place, reason) for place, (name, reason) in places}
+
+    def comes_last(self, one: Claim) -> bool:
+        """Whether a job's turn is after all that have been placed, so that it can be placed."""
+        return self._last is None or _turn(self._last) < _turn(one)
+
+    def place(self, one: Claim) -> str | None:
+        """Why the job waits whose turn it is; None when it may start, and then it counts."""
+        self._last = one
+        if full := self._full(one):
+            return f"needs {one.demand}; project {one.project} holds {full}"
+        first = self._blocked
+        may_pass = first is None or (
+            first.priority == one.priority and self._now - first.created_at < PASSING
         )
-        if may_pass and (used + one.demand).fits(capacity):
-            used += one.demand
-            held[one.project] += one.demand
-            jobs[one.project] += 1
-            admitted.append(one.id)
-            continue
-        reasons[one.id] = _reason(one, used, capacity, None if may_pass else blocked)
-        blocked = blocked or one
-    places = enumerate(reasons.items(), start=len(admitted) + 1)
-    return admitted, {name: QueueInfo(place, reason) for place, (name, reason) in places}
+        if may_pass and (self._used + one.demand).fits(self._capacity):
+            self._used += one.demand
+            self._held[one.project] += one.demand
+            self._jobs[one.project] += 1
+            return None
+        self._blocked = first or one
+        if first is not None and not may_pass:
+            return f"waits behind {first.id}, which is next"
+        return _short_of(one.demand, self._used, self._capacity)
+
+    def _full(self, one: Claim) -> str:
+        """Which parts of its project's quota the job would exceed; nothing where none."""
+        held, jobs = self._held[one.project], self._jobs[one.project]
+        return " and ".join(self._quota(one.project).keeps_out(one.demand, held, jobs))
+
+
+def _turn(one: Claim) -> tuple[int, datetime, str]:
+    return -one.priority, one.created_at, one.id
 
 
 def _compute(spec: AnySpec) -> ComputeSpec:
     return spec.base.compute if isinstance(spec, SweepSpec | ComparisonSpec) else spec.compute
-
-
-def _reason(one: Claim, used: Resources, capacity: Resources, behind: Claim | None) -> str:
-    if behind is not None:
-        return f"waits behind {behind.id}, which is next"
-    return _short_of(one.demand, used, capacity)
 
 
 @lru_cache(maxsize=256)

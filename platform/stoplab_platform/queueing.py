@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from stoplab_platform.admission import Claim, QueueInfo, admit, capacity, demand
+from stoplab_platform.admission import Admission, Claim, QueueInfo, capacity, demand
 from stoplab_platform.errors import Conflict, SpecError
 from stoplab_platform.extend import limited
 from stoplab_platform.jobs.models import Job
@@ -41,14 +42,16 @@ class Queue:
         self._demands: dict[str, Resources] = {}
         self._known: Mapping[str, Job] = {}
         self._claims: dict[str, tuple[int, Claim]] = {}
-        self._waiting: Mapping[str, QueueInfo] = {}
+        self._waiting: dict[str, QueueInfo] = {}
+        self._admission: Admission | None = None  # as the last look left it
+        self._looking = threading.Lock()
         self._looked_at = self._asked_at = float("-inf")
         self._alive = True
 
-    def waiting(self, job_ids: Collection[str] = ()) -> Mapping[str, QueueInfo]:
+    def waiting(self, jobs: Iterable[Job] = ()) -> Mapping[str, QueueInfo]:
         """Why queued jobs wait, these among them; not older than a pass of the reconciler."""
         old = time.monotonic() - self._looked_at > self._settings.reconcile_period_s
-        if old or not self._waiting.keys() >= set(job_ids):
+        if old or not all(self._knows(job) for job in jobs):
             self._explain(self.unfinished(), ASK_S)
         return self._waiting
 
@@ -89,7 +92,8 @@ class Queue:
         queued = [self._claim(job) for job in jobs if job.state is State.QUEUED]
         active = [self._claim(job) for job in jobs if job.state is not State.QUEUED]
         now = datetime.now(UTC)
-        admitted, waiting = admit(queued, active, self._capacity, now, self._settings.quota)
+        admission = Admission(active, self._capacity, now, self._settings.quota)
+        admitted, waiting = admission.admit(queued)
         if admitted and time.monotonic() - self._asked_at >= ask_s:
             self._alive, self._asked_at = self._runner.alive(), time.monotonic()
         if admitted and not self._alive:
@@ -98,8 +102,24 @@ class Queue:
         else:
             reason = "is next, and starts in a moment"
         first = {name: QueueInfo(place, reason) for place, name in enumerate(admitted, start=1)}
-        self._waiting, self._looked_at = first | waiting, time.monotonic()
+        with self._looking:
+            self._waiting, self._admission = first | waiting, admission
+            self._looked_at = time.monotonic()
         return admitted
+
+    def _knows(self, job: Job) -> bool:
+        """Whether the last look can say why the job waits; a new one is put at the line's end."""
+        with self._looking:
+            if job.id in self._waiting:
+                return True
+            claim = self._claim(job)
+            if self._admission is None or not (self._alive and self._admission.comes_last(claim)):
+                return False
+            reason = self._admission.place(claim)
+            if reason is None:
+                return False
+            self._waiting[job.id] = QueueInfo(len(self._waiting) + 1, reason)
+            return True
 
     def _claim(self, job: Job) -> Claim:
         """Made once of each version: in a long queue few have changed since the last look."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -78,9 +78,9 @@ class Reconciler:
         """Seconds since a pass came to a good end."""
         return self.pulse.age_s
 
-    def waiting(self, job_ids: Collection[str] = ()) -> Mapping[str, QueueInfo]:
+    def waiting(self, jobs: Iterable[Job] = ()) -> Mapping[str, QueueInfo]:
         """Why queued jobs wait, these among them; it needs no pass of ours."""
-        return self._queue.waiting(job_ids)
+        return self._queue.waiting(jobs)
 
     def wake(self) -> None:
         """Something was asked: make the next pass now."""

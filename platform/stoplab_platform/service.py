@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from shutil import rmtree
@@ -44,7 +44,7 @@ class Jobs:
         self,
         store: JobStore,
         settings: Settings,
-        queue: Callable[[Collection[str]], Mapping[str, QueueInfo]] = lambda _ids: {},
+        queue: Callable[[Sequence[Job]], Mapping[str, QueueInfo]] = lambda _jobs: {},
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
@@ -223,7 +223,7 @@ class Jobs:
     def _views(
         self, jobs: Sequence[Job], histories: Mapping[str, Sequence[Event]]
     ) -> Sequence[dict[str, Any]]:
-        queued = [job.id for job in jobs if job.state is State.QUEUED]
+        queued = [job for job in jobs if job.state is State.QUEUED]
         queue = self._queue(queued) if queued else {}
         return [job_view(job, histories[job.id], queue.get(job.id), self._settings) for job in jobs]
 

@@ -9,8 +9,8 @@ import pytest
 
 from stoplab_platform.admission import (
     PASSING,
+    Admission,
     Claim,
-    admit,
     check_runs,
     demand,
     misfits,
@@ -32,7 +32,7 @@ def queued(
 
 
 def admitted(*jobs: Claim, active: tuple[Claim, ...] = (), capacity: Resources = FOUR) -> list[str]:
-    return admit(jobs, active, capacity, NOW)[0]
+    return Admission(active, capacity, NOW).admit(jobs)[0]
 
 
 def workers(count: int, cpus: float = 1, gpus: float = 0) -> AnySpec:
@@ -145,7 +145,7 @@ class TestAdmit:
 
     def test_waiting_jobs_are_told_why(self) -> None:
         large, small = queued("large", 4, priority=1), queued("small", 1)
-        _, waiting = admit([small, large], [queued("x", 2)], FOUR, NOW)
+        _, waiting = Admission([queued("x", 2)], FOUR, NOW).admit([small, large])
         assert [waiting[name].position for name in ("large", "small")] == [1, 2]
         assert "needs 4 CPUs" in waiting["large"].reason
         assert "2 CPUs of 4 CPUs" in waiting["large"].reason

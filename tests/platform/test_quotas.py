@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform import settle
-from stoplab_platform.admission import Claim, admit, demand, told_limits
+from stoplab_platform.admission import Admission, Claim, demand, told_limits
 from stoplab_platform.errors import SettingsError, SpecError
 from stoplab_platform.jobs.models import Principal, Role
 from stoplab_platform.jobs.states import State
@@ -37,31 +37,33 @@ def claim(name: str, project: str, gpus: float = 0, cpus: float = 1, age_s: floa
 class TestAdmission:
     def test_who_holds_its_quota_waits_and_is_told(self) -> None:
         running = [claim("r", "vision", gpus=6)]
-        admitted, waiting = admit([claim("a", "vision", gpus=4)], running, TEN, NOW, quota)
+        admitted, waiting = Admission(running, TEN, NOW, quota).admit(
+            [claim("a", "vision", gpus=4)]
+        )
         assert admitted == []
         assert waiting["a"].reason == (
             "needs 1 CPUs and 4 GPUs; project vision holds 6 of its 8 GPUs"
         )
-        admitted, _ = admit([claim("a", "vision", gpus=2)], running, TEN, NOW, quota)
+        admitted, _ = Admission(running, TEN, NOW, quota).admit([claim("a", "vision", gpus=2)])
         assert admitted == ["a"]
 
     def test_others_pass_it_however_long_it_waits(self) -> None:
         kept_out = claim("a", "vision", gpus=4, age_s=99999)
         other = claim("b", "else", gpus=1)
         running = [claim("r", "vision", gpus=6)]
-        admitted, waiting = admit([kept_out, other], running, TEN, NOW, quota)
+        admitted, waiting = Admission(running, TEN, NOW, quota).admit([kept_out, other])
         assert admitted == ["b"]
         assert waiting["a"].position == 2
 
     def test_what_is_admitted_counts(self) -> None:
         jobs = [claim(name, "vision", gpus=4, age_s=-n) for n, name in enumerate("abc")]
-        admitted, waiting = admit(jobs, [], TEN * 9, NOW, quota)
+        admitted, waiting = Admission([], TEN * 9, NOW, quota).admit(jobs)
         assert admitted == ["a", "b"]
         assert "holds 8 of its 8 GPUs" in waiting["c"].reason
 
     def test_cpus_and_jobs(self) -> None:
         jobs = [claim("a", "small", cpus=2), claim("b", "small", cpus=1, age_s=-1)]
-        admitted, waiting = admit(jobs, [], TEN, NOW, quota)
+        admitted, waiting = Admission([], TEN, NOW, quota).admit(jobs)
         assert admitted == ["a"]
         assert waiting["b"].reason.endswith(
             "project small holds 2 of its 2 CPUs and 1 of its 1 jobs"
@@ -69,13 +71,13 @@ class TestAdmission:
 
     def test_every_other_project_has_one_each(self) -> None:
         jobs = [claim("a", "x", gpus=1), claim("b", "y", gpus=1), claim("c", "x", gpus=1, age_s=-1)]
-        admitted, waiting = admit(jobs, [], TEN, NOW, quota)
+        admitted, waiting = Admission([], TEN, NOW, quota).admit(jobs)
         assert admitted == ["a", "b"]
         assert "project x holds 1 of its 1 GPUs" in waiting["c"].reason
 
     def test_what_needs_no_gpu_is_not_kept_out_by_them(self) -> None:
         running = [claim("r", "vision", gpus=8)]
-        assert admit([claim("a", "vision")], running, TEN, NOW, quota)[0] == ["a"]
+        assert Admission(running, TEN, NOW, quota).admit([claim("a", "vision")])[0] == ["a"]
 
 
 class TestStudies:
