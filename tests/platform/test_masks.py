@@ -21,6 +21,7 @@ from support_masks import DEMO, FIXED, PUBLISHED, draw, multiblocks
 class TestAnySampler:
     @settings(max_examples=60, deadline=None)
     @given(st.one_of(multiblocks("fixed"), multiblocks("official")), st.integers(0, 2**20))
+    @pytest.mark.invariant(11, 13)
     def test_masks_are_lawful_or_refused_beforehand(
         self, drawn: tuple[MultiblockMasking, int], step: int
     ) -> None:
@@ -40,6 +41,7 @@ class TestAnySampler:
     @pytest.mark.parametrize(
         "masking", [FIXED, PUBLISHED, RandomMasking(kind="random")], ids=lambda m: m.kind
     )
+    @pytest.mark.invariant(14)
     def test_rows_do_not_depend_on_the_split(self, masking: MaskingSpec) -> None:
         whole = draw(masking, 14, 5, 12)
         parts = [draw(masking, 14, 5, 12, rows=slice(a, a + 4)) for a in (0, 4, 8)]
@@ -57,6 +59,7 @@ class TestAnySampler:
 class TestFixed:
     @settings(max_examples=40, deadline=None)
     @given(multiblocks("fixed"), st.integers(0, 2**20), st.integers(0, 3))
+    @pytest.mark.invariant(11)
     def test_contexts_avoid_targets_and_their_length_follows_from_the_step(
         self, drawn: tuple[MultiblockMasking, int], step: int, seed: int
     ) -> None:
@@ -70,12 +73,14 @@ class TestFixed:
         assert other.targets.shape[2] == found.targets.shape[2]
 
     @pytest.mark.parametrize(("masking", "grid"), [(FIXED, 14), (DEMO, 4)])
+    @pytest.mark.invariant(12)
     def test_every_patch_is_context_and_target(self, masking: MultiblockMasking, grid: int) -> None:
-        batches = [draw(masking, grid, step, 256) for step in range(20)]
+        batches = [draw(masking, grid, step, 256) for step in range(40)]
         for name in ("context", "targets"):
             seen = np.concatenate([getattr(batch, name).ravel() for batch in batches])
             assert len(np.unique(seen)) == grid * grid
 
+    @pytest.mark.invariant(12)
     def test_the_cut_favours_no_row_of_patches(self) -> None:
         """The published cut keeps the top; here first and last rows are kept alike."""
         batches = [draw(FIXED, 14, step, 256).context for step in range(10)]
@@ -102,6 +107,7 @@ class TestFixed:
         assert lengths == sorted(lengths)
         assert lengths[0] < lengths[-1]
 
+    @pytest.mark.invariant(13)
     def test_masks_out_of_reach_end_with_the_setting_named(self) -> None:
         crowded = FIXED.model_copy(
             update={"target": BlockSpec(count=8, scale=(0.5, 0.6)), "min_keep": 60}

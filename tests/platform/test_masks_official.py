@@ -59,6 +59,7 @@ class TestOfficial:
             assert context.tolist() == expected_context
             assert blocks.tolist() == expected_blocks
 
+    @pytest.mark.invariant(12)
     def test_the_last_row_and_column_are_never_drawn(self) -> None:
         """Its known flaw (ijepa pull request 40), kept; `fixed` has none."""
         found = [draw(PUBLISHED, 14, step, 64) for step in range(10)]
@@ -71,6 +72,7 @@ class TestOfficial:
         assert whole.context.shape[1] == min(part.context.shape[1] for part in parts)
         assert len({part.context.shape[1] for part in parts}) > 1
 
+    @pytest.mark.invariant(11)
     def test_a_context_without_room_lies_on_targets(self) -> None:
         """The published way out, bounded: it ignores one target after the other."""
         crowded = MultiblockMasking(
@@ -85,6 +87,7 @@ class TestOfficial:
             np.intersect1d(c, t).size for c, t in zip(found.context, found.targets, strict=True)
         )
 
+    @pytest.mark.invariant(13)
     def test_blocks_that_it_would_seek_for_ever_are_refused(self) -> None:
         small = PUBLISHED.model_copy(update={"min_keep": 4})
         assert any(masks.infeasible(small, 4))

@@ -63,6 +63,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert manifest["size"] == (path / "state.pt").stat().st_size
 
 
+@pytest.mark.invariant(22)
 def test_latest_is_the_newest_whole_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert latest(tmp_path / "nothing") is None
     for step in (9, 100, 20):
@@ -75,6 +76,7 @@ def test_latest_is_the_newest_whole_one(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "no state", "no manifest", "not JSON", "empty"])
+@pytest.mark.invariant(22)
 def test_any_harm_is_noticed(harm: str, tmp_path: Path) -> None:
     path = saved(tmp_path, 5)
     match harm:

@@ -143,6 +143,7 @@ def test_a_split_too_large_for_memory_shows_the_same_images(
 # Features
 
 
+@pytest.mark.invariant(28)
 def test_features_are_made_once_at_rest_and_the_encoders_mode_comes_back(digits: Splits) -> None:
     encoder = Patches().train()
     bank = Bank(encoder, digits)
@@ -223,6 +224,7 @@ def test_the_linear_probe_is_fitted_on_train_and_chosen_on_val(digits: Splits) -
     assert found.metrics["linear_top1"] == pytest.approx(right)
 
 
+@pytest.mark.invariant(28)
 def test_standardisation_knows_the_training_split_alone(tmp_path: Path) -> None:
     """Test features moved and stretched as a whole must be judged as they are, not undone."""
     paths = [str(shard(tmp_path / f"{part}.tar", range(12))) for part in ("train", "val", "test")]

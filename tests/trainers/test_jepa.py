@@ -36,6 +36,7 @@ class TestSigmaZero:
         st.sampled_from(["masked", "context", "both"]),
         st.sampled_from(["learned", "identity"]),
     )
+    @pytest.mark.invariant(1)
     def test_it_is_ijepa_to_the_bit(self, seed: int, noise_on: str, covariance: str) -> None:
         ijepa = case(seed=seed, positions__kind="deterministic")
         stop = case(
@@ -48,6 +49,7 @@ class TestSigmaZero:
         assert not same(case(seed=seed, positions__noise_std=0.25), ijepa)
 
     @pytest.mark.parametrize("kind", ["stochastic", "deterministic"])
+    @pytest.mark.invariant(2)
     def test_official_is_ijepa_with_another_mask_token(self, kind: str) -> None:
         """METHOD 1.2: the bias with the flag on, nothing with the flag off."""
         noise_free = {"positions__noise_std": 0.0} if kind == "stochastic" else {}
@@ -62,6 +64,7 @@ class TestSigmaZero:
 
 
 class TestNoise:
+    @pytest.mark.invariant(3)
     def test_forwards_repeat_and_noise_moves_them(self) -> None:
         stop, ijepa = case(), case(positions__kind="deterministic")
         assert torch.equal(stop.predictions(), case().predictions())
@@ -70,6 +73,7 @@ class TestNoise:
         other = stop._replace(noise=Noise(-stop.noise.masked, None))
         assert not torch.equal(other.predictions(), stop.predictions())
 
+    @pytest.mark.invariant(3)
     def test_the_encoder_never_sees_it(self) -> None:
         stop, ijepa = case(), case(positions__kind="deterministic")
         context = [c.model.encoder(c.images, c.masks.context) for c in (stop, ijepa)]
@@ -84,6 +88,7 @@ class TestNoise:
 
 
 class TestTargets:
+    @pytest.mark.invariant(18)
     def test_tokens_are_normalised_and_carry_no_gradient(self) -> None:
         made = case()
         found = target_features(made.model.encoder, made.images, made.masks.targets)
@@ -91,6 +96,7 @@ class TestTargets:
         assert found.mean(dim=-1).abs().max() < 1e-5
         assert (found.var(dim=-1, unbiased=False) - 1).abs().max() < 1e-3
 
+    @pytest.mark.invariant(15, 18)
     def test_they_are_the_rows_of_the_whole_image(self) -> None:
         made = case()
         found = target_features(made.model.encoder, made.images, made.masks.targets)
@@ -101,6 +107,7 @@ class TestTargets:
                 expected = nn.functional.layer_norm(rows, rows.shape[-1:])
                 assert torch.allclose(found[image, block], expected, atol=1e-6)
 
+    @pytest.mark.invariant(15)
     def test_predictions_and_targets_speak_of_the_same_patch(self) -> None:
         """METHOD 4.1.15: row (image, block, n) is patch targets[image, block, n] on both sides."""
         made = case()
@@ -116,6 +123,7 @@ class TestTargets:
         assert torch.allclose(again.flip(0, 1), found, atol=1e-6)
         assert torch.allclose(other.predictions().flip(0, 1), made.predictions(), atol=1e-6)
 
+    @pytest.mark.invariant(18)
     def test_the_students_mask_does_not_matter(self) -> None:
         made, target = case(), target_of(case().model.encoder)
         before = target_features(target, made.images, made.masks.targets)
@@ -205,6 +213,7 @@ class TestGradients:
         for name, parameter in made.model.named_parameters():
             assert (grads[name] is not None) == parameter.requires_grad, name
 
+    @pytest.mark.invariant(23)
     def test_halves_of_a_batch_average_to_the_whole(self) -> None:
         """METHOD 4.1.23: two workers' mean gradient is that of one on the joint batch."""
         whole = case(8)
@@ -223,6 +232,7 @@ class TestGradients:
                 assert second is not None
                 assert torch.allclose((first + second) / 2, gradient, atol=1e-7), name
 
+    @pytest.mark.invariant(24)
     def test_eight_images_can_be_learned_without_collapse(self) -> None:
         made = case(8, model__depth=2)
         target = target_of(made.model.encoder)
@@ -243,6 +253,7 @@ class TestGradients:
 
 
 class TestPrecision:
+    @pytest.mark.invariant(25)
     def test_bf16_loss_is_close_and_its_ends_are_fp32(self) -> None:
         made = case()
         target = target_of(made.model.encoder)

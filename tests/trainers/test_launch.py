@@ -90,6 +90,7 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_weights(tmp_path: Path) -> 
     assert resumed.certificate == whole.certificate
 
 
+@pytest.mark.invariant(21)
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path, home: Path) -> None:
     spec = tiny(
         evals=[], optim__epochs=6, checkpoint__every_epochs=None, checkpoint__every_steps=23
@@ -136,6 +137,7 @@ def _until(condition: object) -> None:
 
 @pytest.mark.ray
 class TestUnderRayTrain:
+    @pytest.mark.invariant(23)
     def test_two_workers_give_the_losses_of_one(self, tmp_path: Path) -> None:
         spec = tiny(optim__epochs=3, evals=[], checkpoint__every_epochs=None)
         execute(spec, folder(tmp_path, "one"), identity())

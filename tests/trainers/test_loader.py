@@ -72,6 +72,7 @@ def test_batches_hold_the_steps_the_plan_and_the_images_they_name(shards: ShardS
 
 
 @pytest.mark.parametrize("threads", [2, 7])
+@pytest.mark.invariant(14)
 def test_threads_change_no_result(shards: ShardSet, threads: int) -> None:
     expected = list(made(shards))
     assert_same(list(made(shards, threads=threads)), expected)
@@ -84,6 +85,7 @@ def test_a_run_may_go_on_at_any_step(shards: ShardSet, start: int) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
+@pytest.mark.invariant(14)
 def test_the_ranks_batches_make_up_the_global_one(shards: ShardSet, world: int) -> None:
     whole_batches = list(made(shards, stop=6))
     parts = [list(made(shards, rank=rank, world=world, stop=6)) for rank in range(world)]

@@ -70,6 +70,7 @@ def test_a_logged_step_names_every_metric(digits: ShardSet) -> None:
 
 
 @pytest.mark.parametrize("steps_before", [1, 7, 19, 25])
+@pytest.mark.invariant(21)
 def test_resume_is_bit_for_bit_also_in_mid_epoch(
     digits: ShardSet, tmp_path: Path, steps_before: int
 ) -> None:
@@ -135,12 +136,41 @@ def test_another_input_shows_in_the_certificate(
     assert certificates[0][stream] != certificates[1][stream]
 
 
+@pytest.mark.invariant(1)
 def test_noise_zero_is_exactly_the_deterministic_run(digits: ShardSet) -> None:
     stop = started(tiny(positions__noise_std=0.0), digits)
     ijepa = started(tiny(positions__kind="deterministic"), digits)
     losses = [[r.metrics["train/loss"] for r in take(run, 10)] for run in (stop, ijepa)]
     assert losses[0] == losses[1]
     assert_same_state(stop.model.state_dict(), ijepa.model.state_dict())
+
+
+@pytest.mark.invariant(19)
+def test_the_target_follows_the_optimisers_step(digits: ShardSet) -> None:
+    """It averages in the weights that the step has made, not those before it."""
+    run = started(tiny(optim__ema=[0.9, 1.0]), digits)
+    before = [value.clone() for value in run.target.parameters()]
+    take(run, 1)
+    momentum = run.schedules.momentum(1)
+    assert momentum == 0.9
+    after = run.model.encoder.parameters()
+    for old, own, new in zip(before, run.target.parameters(), after, strict=True):
+        expected = momentum * old.double() + (1 - momentum) * new.double()
+        assert (own.double() - expected).abs().max() < 1e-7
+        assert not own.requires_grad
+    assert any(not torch.equal(a, b) for a, b in zip(before, run.target.parameters(), strict=True))
+    assert run.schedules.momentum(run.total_steps) < 1
+
+
+@pytest.mark.invariant(25)
+def test_a_bf16_run_stays_finite(digits: ShardSet) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run = started(tiny(optim__epochs=6, compute__precision=precision), digits)
+        losses[precision] = [r.metrics.get("train/loss", 0.0) for r in take(run, 100)]
+    assert len(losses["bf16"]) == 100  # a loss that is no number would have ended the run
+    assert losses["bf16"][0] == pytest.approx(losses["fp32"][0], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
 
 
 def test_train_shows_every_step_to_every_hook(digits: ShardSet) -> None:

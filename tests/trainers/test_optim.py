@@ -30,6 +30,7 @@ STEPS = (1, 9, 10, 11, 25, 40)
 
 
 class TestSchedules:
+    @pytest.mark.invariant(19, 20)
     def test_golden_steps(self) -> None:
         schedules = Schedules(GOLDEN, 10)
         assert schedules.total_steps == 40
@@ -55,6 +56,7 @@ class TestSchedules:
 
 
 class TestOptimizer:
+    @pytest.mark.invariant(20)
     def test_biases_and_vectors_alone_go_without_decay(self) -> None:
         model = build_model(tiny())
         names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -72,6 +74,7 @@ class TestOptimizer:
         decays = [group["weight_decay"] for group in optimizer.param_groups]
         assert decays == pytest.approx([0.28888302, 0])
 
+    @pytest.mark.invariant(20)
     def test_position_tables_stay_over_a_hundred_steps(self) -> None:
         spec = tiny()
         model, images = build_model(spec), torch.randn(4, 3, 16, 16)
@@ -99,6 +102,7 @@ class TestOptimizer:
 
 class TestEma:
     @given(st.floats(0, 1), st.integers(0, 1000))
+    @pytest.mark.invariant(19)
     def test_one_update_is_the_weighted_mean(self, momentum: float, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         own, new = torch.randn(2, 5, 3, generator=generator)
@@ -111,6 +115,7 @@ class TestEma:
         assert (target.weight.double() - expected).abs().max() < 1e-6
         assert torch.equal(encoder.weight, new)
 
+    @pytest.mark.invariant(19)
     def test_small_moves_are_not_rounded_away(self) -> None:
         target, encoder = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
         nn.init.ones_(target.weight)
@@ -119,6 +124,7 @@ class TestEma:
             update_ema(target, encoder, 0.9999)
         assert float(target.weight.detach()) == pytest.approx(0.9999**1000, rel=1e-4)
 
+    @pytest.mark.invariant(19)
     def test_a_half_precision_target_is_refused(self) -> None:
         target = nn.Linear(1, 1).bfloat16()
         with pytest.raises(AssertionError, match="bf16"):

@@ -16,6 +16,7 @@ from support_models import inputs, predictor
 
 
 class TestTable:
+    @pytest.mark.invariant(26)
     def test_golden_sums(self) -> None:
         """METHOD 4.2: width 32 on an 8 x 8 grid."""
         table = sincos_2d(32, 8).double()
@@ -23,6 +24,7 @@ class TestTable:
         assert float(table.sum()) == pytest.approx(981.729661, rel=1e-7)
         assert float(table.abs().sum()) == pytest.approx(1141.265705, rel=1e-7)
 
+    @pytest.mark.invariant(26)
     def test_columns_come_first(self) -> None:
         table, moved = sincos_2d(32, 8), torch.tensor([0.841471, 0.310984])
         right, below = table[1], table[8]
@@ -32,6 +34,7 @@ class TestTable:
         assert torch.equal(below[:2], torch.zeros(2))
 
     @pytest.mark.parametrize("width", [30, 2, 0, -4])
+    @pytest.mark.invariant(26)
     def test_widths_must_divide_by_four(self, width: int) -> None:
         with pytest.raises(ValueError, match="divides by 4"):
             sincos_2d(width, 8)
@@ -66,6 +69,7 @@ def masked_samples(made: Predictor, count: int) -> tuple[Tensor, Tensor]:
 
 class TestLaw:
     @pytest.mark.parametrize("parametrization", ["stoplab", "official"])
+    @pytest.mark.invariant(4, 5)
     def test_noise_is_centred_with_covariance_std_squared_a_a_transposed(
         self, parametrization: str
     ) -> None:
@@ -101,6 +105,7 @@ class TestLaw:
 
 class TestPlace:
     @pytest.mark.parametrize("std", [0.0, 0.25, 5.0])
+    @pytest.mark.invariant(10)
     def test_context_has_none_by_default(self, std: float) -> None:
         features, masks, noise = inputs()
         plain = predictor(kind="deterministic").context_tokens(features, masks, NO_NOISE)
@@ -133,15 +138,18 @@ class TestPlace:
         with pytest.raises(AssertionError, match="context"):
             predictor(noise_std=0.25, noise_on="context")(features, masks, NO_NOISE)
 
+    @pytest.mark.invariant(7)
     def test_one_matrix_moves_context_and_masked_tokens(self) -> None:
         features, masks, noise = inputs()
         made = predictor(noise_std=0.25)
+        assert made.noise.matrix(made.embed.weight) is made.embed.weight
         before = made.context_tokens(features, masks, noise), made.masked_tokens(masks, noise)
         with torch.no_grad():
             made.embed.weight += 0.1
         assert not torch.equal(made.context_tokens(features, masks, noise), before[0])
         assert not torch.equal(made.masked_tokens(masks, noise), before[1])
 
+    @pytest.mark.invariant(7)
     def test_names_and_counts_are_those_of_deterministic_positions(self) -> None:
         shapes = [
             {name: tuple(p.shape) for name, p in predictor(**positions).named_parameters()}
@@ -169,6 +177,7 @@ def gradient_of_a(made: Predictor, features: Tensor, masks: TensorMasks, noise: 
 
 
 class TestGradient:
+    @pytest.mark.invariant(8)
     def test_a_learns_from_context_and_from_noise(self) -> None:
         features, masks, noise = inputs()
         silent = torch.zeros_like(features)
@@ -193,12 +202,14 @@ class TestGradient:
             grads.append(tied.grad.clone())
         return (grads[0] + grads[1]) / 2, grads[0], grads[2]
 
+    @pytest.mark.invariant(9)
     def test_tied_noise_leaves_the_mean_gradient_at_zero_alone(self) -> None:
         """METHOD 1.4: A = 0 is critical only where the context would be ignored anyway."""
         mean, single, quiet = self.antithetic()
         assert (mean - quiet).norm() < 1e-9 * quiet.norm()
         assert (single - quiet).norm() > 0.1 * quiet.norm()
 
+    @pytest.mark.invariant(9)
     def test_untied_noise_is_at_rest_at_zero(self) -> None:
         mean, single, _ = self.antithetic(covariance="untied")
         assert mean.norm() < 1e-9 * single.norm()

@@ -20,6 +20,7 @@ def test_one_prediction_a_target_patch(batch: int, blocks: int, context: int, ta
     assert predictor()(features, masks, noise).shape == (batch, blocks, target, 12)
 
 
+@pytest.mark.invariant(16)
 def test_blocks_do_not_see_each_other() -> None:
     features, masks, noise = inputs()
     made = predictor()
@@ -44,6 +45,7 @@ def test_images_do_not_see_each_other() -> None:
     assert torch.equal(made(features, masks, noise)[0], whole[0])
 
 
+@pytest.mark.invariant(17)
 def test_target_tokens_have_no_order() -> None:
     features, masks, noise = inputs()
     assert noise.masked is not None

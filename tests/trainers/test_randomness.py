@@ -93,6 +93,7 @@ class TestDrawNoise:
     def test_none_is_drawn_where_none_is_used(self, changes: dict[str, Any]) -> None:
         assert noise(**changes) == NO_NOISE
 
+    @pytest.mark.invariant(23)
     def test_ranks_draw_their_part_of_the_batch(self) -> None:
         whole = noise(rows=slice(0, 64), positions__noise_on="both")
         for start in (0, 16, 48):
@@ -111,6 +112,7 @@ class TestDrawNoise:
         assert (torch.corrcoef(flat) - torch.eye(4)).abs().max() < 5 / 600**0.5
         assert torch.equal(drawn[0], noise().masked)
 
+    @pytest.mark.invariant(6)
     def test_tokens_images_and_blocks_are_uncorrelated(self) -> None:
         """METHOD 4.1.6: so the same patch in two blocks gets two noises."""
         drawn = torch.stack([noise(step=s, rows=slice(0, 2)).masked for s in range(600)])
