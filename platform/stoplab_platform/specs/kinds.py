@@ -70,9 +70,7 @@ class Kinds:
         found = handler(schema)
         for kind in installed(self.part):
             with suppress(PluginError):
-                own = handler(spec_class(self.part, kind).__pydantic_core_schema__)
-                found["oneOf"].append(own)
-                found["discriminator"]["mapping"][kind] = own["$ref"]
+                found["oneOf"].append(handler(spec_class(self.part, kind).__pydantic_core_schema__))
         return found
 
     def _plugged(self, kind: str, models: Mapping[str, Any]) -> type[BaseModel]:
