@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pkgutil import resolve_name
 from typing import Any
 
-from stoplab_platform.errors import StoplabError
+from stoplab_platform.errors import SpecError, StoplabError
 
 GROUP = "stoplab.plugins"
 PARTS = ("positions", "masking", "objective")
@@ -35,6 +36,17 @@ def spec_class(part: str, kind: str) -> Any:
         return point.load()
     except (ImportError, AttributeError) as error:
         raise PluginError(f"plug-in {origin(point)} cannot be imported: {error}") from error
+
+
+def torch_part(part: str, kind: str, implementation: str) -> Any:
+    """What a plug-in's spec names as its torch part; SpecError where it cannot be imported."""
+    try:
+        return resolve_name(implementation)
+    except (ImportError, AttributeError, ValueError) as error:
+        text = (
+            f"{kind!r} names {implementation!r} as what trains, which cannot be imported: {error}"
+        )
+        raise SpecError.of(part, text) from error
 
 
 def origin(point: EntryPoint) -> str:

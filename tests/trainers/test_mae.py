@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from stoplab_platform import masks as drawing
+from stoplab_platform.exits import Exit
+from stoplab_platform.paths import JobFolder, read_json
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, steps
+from stoplab_trainers.main import main
 from stoplab_trainers.model.mae import target_pixels
 from stoplab_trainers.optim import build_optimizer
 from support_models import Case, case
@@ -161,3 +165,24 @@ def test_resume_is_bit_for_bit(digits: ShardSet, tmp_path: Path) -> None:
     assert second.target is second.model.encoder
     for name, value in whole.state()["target"].items():
         assert torch.equal(second.state()["target"][name], value)
+
+
+def test_a_finished_run_can_be_evaluated_again(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(**MAE, optim__epochs=1, optim__batch_size=256, evals=[{"kind": "knn"}])
+    (tmp_path / "run.yaml").write_text(spec.to_yaml())
+    probe = {
+        "kind": "evaluate", "name": "probe", "checkpoint": {"job": "j_train"},
+        "data": {"train": "digits/train", "test": "digits/test", "val_fraction": 0.2,
+                 "image_size": 16},
+        "protocols": [{"kind": "knn"}],
+    }  # fmt: skip
+    (tmp_path / "probe.yaml").write_text(yaml.safe_dump(probe))
+    found = []
+    for job, file in (("j_train", "run.yaml"), ("j_probe", "probe.yaml")):
+        monkeypatch.setenv("STOPLAB_JOB_ID", job)
+        assert main([str(tmp_path / file)]) == Exit.OK
+        summary = read_json(JobFolder(home / "jobs" / job).run("run").summary)
+        found.append(summary["metrics"]["test/knn_top1"])
+    assert found[0] == found[1] > 0.1

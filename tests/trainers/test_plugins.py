@@ -27,6 +27,7 @@ from stoplab_platform.specs.schema import schema_of
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, steps
 from stoplab_trainers.main import main
+from stoplab_trainers.model.jepa import build_model
 from support_models import case
 from support_plugins import blocks, install, install_clipped
 from support_runs import TINY, tiny
@@ -172,6 +173,22 @@ def test_a_package_that_cannot_be_imported_is_named(installing: Installing) -> N
         tiny(positions={"kind": "broken"})
     assert tiny().positions.kind == "stochastic"
     assert schema_of(RunSpec)["properties"]["positions"]["oneOf"]
+
+
+@pytest.mark.parametrize(
+    ("torch_module", "said"),
+    [("import nix", "what trains: it cannot be imported: .*nix"),
+     ("class ClippedNoise:\n    def __init__(self, *given): ...\n", "makes no PositionNoise")],
+)  # fmt: skip
+def test_a_torch_part_that_does_not_fit(
+    installing: Installing, torch_module: str, said: str
+) -> None:
+    points = {"positions.clipped": "stoplab_clipped:ClippedPositions"}
+    modules = {"__init__": blocks("python")[0], "noise": torch_module}
+    installing(lambda site: install(site, "stoplab-clipped", "2", modules, points))
+    spec = tiny(positions=CLIPPED)
+    with pytest.raises(SpecError, match=said):
+        build_model(spec)
 
 
 def test_a_masking(installing: Installing, home: Path) -> None:

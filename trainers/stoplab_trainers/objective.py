@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from pkgutil import resolve_name
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from stoplab_platform.plugins import torch_part
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.specs.objective import IjepaObjective, MaeObjective, PluginObjective
 from stoplab_trainers.loss import smooth_l1, squared_error
@@ -110,6 +110,6 @@ def objective_of(spec: RunSpec) -> Objective:
     """The objective of a run, a plug-in's where the spec names one."""
     wanted = spec.objective
     if isinstance(wanted, PluginObjective):
-        made: Objective = resolve_name(wanted.implementation)(wanted)
+        made: Objective = torch_part("objective", wanted.kind, wanted.implementation)(wanted)
         return made
     return IJepa(wanted) if isinstance(wanted, IjepaObjective) else Mae(wanted)

@@ -8,13 +8,13 @@ sigma is a standard deviation: the authors' code calls it a variance and uses it
 
 from __future__ import annotations
 
-from pkgutil import resolve_name
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stoplab_platform.errors import SpecError
+from stoplab_platform.plugins import torch_part
 from stoplab_platform.specs.positions import (
     PluginPositions,
     PositionsSpec,
@@ -103,7 +103,10 @@ class PositionNoise(nn.Module):
 
 def position_noise(spec: PositionsSpec, encoder_width: int, width: int) -> PositionNoise:
     """The noise of a spec, a plug-in's where the spec is one's."""
-    made = resolve_name(spec.implementation) if isinstance(spec, PluginPositions) else PositionNoise
-    noise = made(spec, encoder_width, width)
-    assert isinstance(noise, PositionNoise), f"{made} is no subclass of PositionNoise"
+    if not isinstance(spec, PluginPositions):
+        return PositionNoise(spec, encoder_width, width)
+    noise = torch_part("positions", spec.kind, spec.implementation)(spec, encoder_width, width)
+    if not isinstance(noise, PositionNoise):
+        text = f"{spec.implementation} makes no {PositionNoise.__name__}; derive it from that class"
+        raise SpecError.of("positions", text)
     return noise
