@@ -177,7 +177,7 @@ def test_a_package_that_cannot_be_imported_is_named(installing: Installing) -> N
 
 @pytest.mark.parametrize(
     ("torch_module", "said"),
-    [("import nix", "what trains: it cannot be imported: .*nix"),
+    [("import nix", "what trains, which cannot be imported: .*nix"),
      ("class ClippedNoise:\n    def __init__(self, *given): ...\n", "makes no PositionNoise")],
 )  # fmt: skip
 def test_a_torch_part_that_does_not_fit(
