@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from stoplab_platform.errors import Problem
 from stoplab_platform.masks import infeasible
@@ -134,6 +134,15 @@ class RunSpec(Spec):
     """Where the run appears."""
     limits: JobLimits = JobLimits()
     """Where the job ends unfinished; its last checkpoint is kept. In a study: the study's own."""
+
+    @model_serializer(mode="wrap")
+    def _in_short(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An objective of which nothing but the kind is said is written as that text."""
+        data: dict[str, Any] = written(self)
+        objective = self.objective
+        if "objective" in data and objective == type(objective)(kind=objective.kind):
+            data["objective"] = objective.kind
+        return data
 
     @property
     def grid(self) -> int:
