@@ -1,24 +1,70 @@
-"""What one protocol finds."""
+"""What one protocol finds, and how far the judged images let it be told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stoplab_platform.randomness import Stream, generator
+from stoplab_trainers.evals.draws import BOOTSTRAP
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+PerImage = NDArray[np.float64]
+"""What each judged image adds to a metric, which is the mean of it: [n]."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """Metrics by name (without the split) and, where classes are told, each image's."""
+    """Metrics by name (without the split), and what stands behind them."""
 
-    metrics: dict[str, float]
-    predictions: NDArray[np.int64] | None = None
-    """Predicted class of every image of the judged split, in order."""
-    chosen: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Empty where the protocol asks for what the encoder does not have."""
+    per_image: dict[str, PerImage] = field(default_factory=dict)
+    """By metric."""
+    predictions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """By metric: the predicted class of every image of the judged split, in order."""
+    chosen: dict[str, float | str] = field(default_factory=dict)
     """Hyper-parameters, as chosen on the validation split."""
+    detail: dict[str, Any] = field(default_factory=dict)
+    """What else is worth keeping; JSON types."""
+
+
+def told(
+    metric: str, predictions: NDArray[np.int64], labels: NDArray[np.int64], **more: Any
+) -> Outcome:
+    """The outcome of one metric that is the share of right predictions."""
+    return Outcome(
+        {metric: accuracy(predictions, labels)},
+        {metric: right(predictions, labels)},
+        {metric: predictions},
+        **more,
+    )
 
 
 def accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     """Share of right predictions (fraction)."""
     return float((predictions == labels).mean())
+
+
+def right(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> PerImage:
+    """1 where the prediction is right, 0 elsewhere."""
+    return (predictions == labels).astype(np.float64)
+
+
+def interval(per_image: PerImage) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean over images.
+
+    Images that add the same are drawn together: how often each value comes up in a resample is
+    multinomial. The draws are the same ones for everybody, so that an interval follows from the
+    images alone.
+    """
+    values, counts = np.unique(per_image, return_counts=True)
+    random = generator(0, Stream.EVAL, BOOTSTRAP)
+    drawn = random.multinomial(len(per_image), counts / len(per_image), size=RESAMPLES)
+    low, high = np.quantile(drawn @ values / len(per_image), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
