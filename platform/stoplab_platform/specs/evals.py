@@ -62,7 +62,7 @@ class KnnEval(EvalSpec):
 class LinearEval(EvalSpec):
     """Multinomial logistic regression, its strength chosen on the validation split."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: Literal["linear"]
     """Names this protocol."""
 
@@ -116,7 +116,7 @@ class LinearSgdEval(EvalSpec):
 class LowShotEval(EvalSpec):
     """The linear probe on a small labelled part, mean over several draws."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: Literal["low_shot"]
     """Names this protocol."""
     fraction: float | None = Field(default=None, gt=0, le=1)
@@ -233,7 +233,7 @@ Protocol = Annotated[
 
 
 def versioned(protocol: Protocol) -> str:
-    """The protocol's name with its version: `linear/2`."""
+    """The protocol's name with its version: `linear/3`."""
     return f"{protocol.kind}/{protocol.version}"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 MAX_ITERATIONS = 200
 NOTHING = 1e-7  # share of the largest variance below which an axis is rounding
-TOLERANCE = 1e-4  # of the mean loss's gradient, in the scaled coordinates
+TOLERANCE = 1e-5  # of the mean loss's gradient, in the scaled coordinates
 
 
 @dataclass(frozen=True)
