@@ -28,7 +28,9 @@ def batches(seed: int, epoch: int, num_rows: int, size: int) -> list[NDArray[np.
 
 def linear_layer(seed: int, number: int, inputs: int, outputs: int) -> nn.Linear:
     """A fresh layer as torch's own, even in +-1/sqrt(inputs), but drawn by seed and number."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    with torch.device("meta"):  # torch's own start would move the global generator
+        layer = nn.Linear(inputs, outputs)
+    layer = layer.to_empty(device="cpu")
     random, reach = generator(seed, Stream.EVAL, HEAD, number), inputs**-0.5
     with torch.no_grad():
         for values in (layer.weight, layer.bias):

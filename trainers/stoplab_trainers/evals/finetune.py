@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -122,4 +122,4 @@ def _optimiser(protocol: FinetuneEval, model: Classifier) -> torch.optim.AdamW:
 
 def _predictions(model: Classifier, bank: Bank, part: On) -> NDArray[np.int64]:
     scores = run_frozen(model, model.features, bank.split(part).batches(BATCH))
-    return scores.argmax(axis=1)
+    return np.asarray(scores.argmax(axis=1), dtype=np.int64)

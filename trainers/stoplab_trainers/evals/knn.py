@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from stoplab_platform.specs.evals import KnnEval
-from stoplab_trainers.evals.features import Bank, Features, On
+from stoplab_trainers.evals.features import Bank, On
+from stoplab_trainers.evals.kept import Features
 from stoplab_trainers.evals.outcome import Outcome, accuracy, told
 
 TEMPERATURE = 0.07

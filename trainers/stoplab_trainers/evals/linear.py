@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from stoplab_platform.specs.evals import LinearEval
-from stoplab_trainers.evals.features import Bank, Features, On
+from stoplab_trainers.evals.features import Bank, On
+from stoplab_trainers.evals.kept import Features
 from stoplab_trainers.evals.logistic import fit_path
 from stoplab_trainers.evals.outcome import Outcome, accuracy, told
 

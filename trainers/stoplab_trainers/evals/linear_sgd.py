@@ -8,7 +8,7 @@ reports the best of the heads on the test split; here the validation split decid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def _train(protocol: LinearSgdEval, bank: Bank, seed: int) -> nn.ModuleDict:
 def _optimiser(protocol: LinearSgdEval, heads: nn.ModuleDict) -> torch.optim.SGD:
     norms = [p for head in heads.values() for p in head.norm.parameters()]  # type: ignore[union-attr]
     layers = [p for head in heads.values() for p in head.layer.parameters()]  # type: ignore[union-attr]
-    groups = [{"params": layers}, {"params": norms, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": layers}, {"params": norms, "weight_decay": 0.0}]
     return torch.optim.SGD(
         groups,
         lr=protocol.lr,

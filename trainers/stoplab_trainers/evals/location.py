@@ -14,7 +14,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from stoplab_platform.specs.evals import LocationEval
-from stoplab_trainers.evals.features import Bank, Features, On
+from stoplab_trainers.evals.features import Bank, On
+from stoplab_trainers.evals.kept import Features
 from stoplab_trainers.evals.outcome import Outcome, PerImage
 
 STRENGTHS = (1.0, 1e2, 1e4)  # of the ridge

@@ -53,7 +53,7 @@ def accuracy(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> float
 
 def right(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> PerImage:
     """1 where the prediction is right, 0 elsewhere."""
-    return (predictions == labels).astype(np.float64)
+    return np.asarray(predictions == labels, dtype=np.float64)
 
 
 def interval(per_image: PerImage) -> tuple[float, float]:
