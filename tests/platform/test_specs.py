@@ -118,7 +118,7 @@ class TestAllProblemsAtOnce:
             "evals.0.k": "0: Input should be greater than or equal to 1",
             "evals.1.kind": (
                 "'nope' is none of 'knn', 'linear', 'linear_sgd', 'low_shot', 'location', "
-                "'robustness', 'finetune'"
+                "'robustness', 'finetune', 'segmentation'"
             ),
             "evals.2.fraction": "give either fraction or per_class, or a list",
             "evals.3": "'x': Input should be a valid dictionary or object to extract fields from",

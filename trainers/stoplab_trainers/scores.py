@@ -15,7 +15,7 @@ from stoplab_trainers.checkpoint import weights_sha256
 from stoplab_trainers.evals.features import Bank, FrozenEncoder, On
 from stoplab_trainers.evals.suite import (
     asked_for,
-    check_lists,
+    check_data,
     evaluate,
     load_splits,
     outcomes,
@@ -52,7 +52,7 @@ class Scores:
         assert data is not None, "a spec with evals has labelled data"
         self._spec = spec
         self._splits = load_splits(data, spec.data.image_size, cache)
-        check_lists(spec.evals, self._splits)
+        check_data(spec.evals, self._splits)
         self.fingerprint = canonical_digest([self._splits.fingerprint, *asked_for(spec.evals)])
         """Of what a run is judged by: labelled images and protocols, each with its version."""
         self.protocols = " ".join(sorted(versioned(protocol) for protocol in spec.evals))

@@ -219,6 +219,24 @@ class FinetuneEval(EvalSpec):
         yield from _crop_problems(self.crop_scale)
 
 
+class SegmentationEval(EvalSpec):
+    """Labels of training images' patches, carried over to the nearest test patches.
+
+    Needs a `.seg.png` member in every sample: a class index a pixel, 255 for none.
+    """
+
+    kind: Literal["segmentation"]
+    """Names this protocol."""
+    k: Count = 5
+    """Nearest patches that are asked. Default 5: DINO on DAVIS."""
+    temperature: float = Field(default=0.1, gt=0, le=100)
+    """They weigh exp(cosine similarity / temperature). Default 0.1: DINO on DAVIS."""
+
+    def metrics(self) -> tuple[str, ...]:
+        """`segmentation_miou`."""
+        return ("segmentation_miou",)
+
+
 Protocol = Annotated[
     KnnEval
     | LinearEval
@@ -226,7 +244,8 @@ Protocol = Annotated[
     | LowShotEval
     | LocationEval
     | RobustnessEval
-    | FinetuneEval,
+    | FinetuneEval
+    | SegmentationEval,
     Field(discriminator="kind"),
 ]
 """Evaluations of an encoder: one protocol a file, `suite` runs them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 PerImage = NDArray[np.float64]
-"""What each judged image adds to a metric, which is the mean of it: [n]."""
+"""What each judged image adds to a metric: [n], of which the metric is the mean, or [n, ...]."""
+OfSums = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""From sums over images, [resample, ...], to the metric of each resample."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Outcome:
     """Hyper-parameters, as chosen on the validation split."""
     detail: dict[str, Any] = field(default_factory=dict)
     """What else is worth keeping; JSON types."""
+    of_sums: OfSums | None = None
+    """Where the metrics are not means over images: what they are of the sums."""
 
 
 def told(
@@ -56,15 +61,17 @@ def right(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> PerImage
     return np.asarray(predictions == labels, dtype=np.float64)
 
 
-def interval(per_image: PerImage) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean over images.
+def interval(per_image: PerImage, of_sums: OfSums | None = None) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval over images, of their mean or what is told.
 
     Images that add the same are drawn together: how often each value comes up in a resample is
     multinomial. The draws are the same ones for everybody, so that an interval follows from the
     images alone.
     """
-    values, counts = np.unique(per_image, return_counts=True)
-    random = generator(0, Stream.EVAL, BOOTSTRAP)
-    drawn = random.multinomial(len(per_image), counts / len(per_image), size=RESAMPLES)
-    low, high = np.quantile(drawn @ values / len(per_image), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    values, counts = np.unique(per_image, return_counts=True, axis=0)
+    random, n = generator(0, Stream.EVAL, BOOTSTRAP), len(per_image)
+    drawn = random.multinomial(n, counts / n, size=RESAMPLES)
+    sums = np.tensordot(drawn, values, axes=1)
+    found = sums / n if of_sums is None else of_sums(sums)
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -19,7 +19,7 @@ from torch import Tensor
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.data import EvalDataSpec
-from stoplab_trainers.data.decode import Pixels, decoded, whole
+from stoplab_trainers.data.decode import Pixels, decode_mask, decoded, whole, whole_mask
 from stoplab_trainers.data.shards import ShardSet
 
 KEEP_BYTES = 512 << 20  # of a split's pixels
@@ -66,6 +66,11 @@ class Split:
         with ThreadPoolExecutor(threads, thread_name_prefix="stoplab-eval") as pool:
             for rows in plan:
                 yield torch.stack(list(pool.map(image, rows.tolist())))
+
+    def masks(self, count: int) -> UInt8[Tensor, "n s s"]:
+        """A class index for each pixel of the first images; DataError where one has no mask."""
+        found = [decode_mask(self._shards.read_mask(int(i))) for i in self.ids[:count]]
+        return torch.stack([whole_mask(one, self.size) for one in found])
 
     def _decoded(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
         plan = np.split(np.arange(len(self)), range(size, len(self), size))

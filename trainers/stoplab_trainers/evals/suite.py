@@ -27,6 +27,7 @@ from stoplab_trainers.evals.location import location
 from stoplab_trainers.evals.low_shot import listed_rows, low_shot, read_list
 from stoplab_trainers.evals.outcome import Outcome, interval
 from stoplab_trainers.evals.robustness import robustness
+from stoplab_trainers.evals.segmentation import segmentation
 from stoplab_trainers.evals.splits import Splits, load_splits
 
 __all__ = ["Bank", "Splits", "evaluate", "load_splits", "outcomes", "pixel_encoder", "scores"]
@@ -39,6 +40,7 @@ RUNNERS: dict[str, Callable[[Any, Bank, On, int], Outcome]] = {
     "location": location,
     "robustness": robustness,
     "finetune": finetune,
+    "segmentation": segmentation,
 }
 SEEDED = ("low_shot", "linear_sgd", "finetune")  # protocols that draw something
 ROWS = TypeAdapter(list[Score])
@@ -102,7 +104,7 @@ def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown
     rows = []
     for protocol, outcome in zip(protocols, found, strict=True):
         for metric, value in outcome.metrics.items():
-            low, high = interval(outcome.per_image[metric])
+            low, high = interval(outcome.per_image[metric], outcome.of_sums)
             row = Score(
                 protocol=protocol.kind,
                 version=protocol.version,
@@ -133,9 +135,12 @@ def asked_for(protocols: Sequence[Protocol]) -> list[Any]:
     return asked
 
 
-def check_lists(protocols: Sequence[Protocol], splits: Splits) -> None:
-    """DataError where a protocol's list of samples does not fit the labelled data."""
+def check_data(protocols: Sequence[Protocol], splits: Splits) -> None:
+    """DataError where the labelled data are not what a protocol needs."""
     for one in protocols:
+        if one.kind == "segmentation":
+            for split in (splits.train, splits.val, splits.test):
+                split.masks(1)
         if one.kind == "low_shot" and one.list is not None:
             listed_rows(Path(one.list), splits)
 
