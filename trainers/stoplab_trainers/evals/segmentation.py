@@ -71,13 +71,13 @@ def propagated(
         similarity, nearest = (part @ memory.T).topk(min(protocol.k, len(memory)), dim=1)
         weights = (similarity / protocol.temperature).softmax(dim=1)
         found.append((weights[:, :, None] * shares[nearest]).sum(dim=1))
-    return torch.cat(found).unflatten(0, judged.shape[:2])
+    return torch.cat(found).reshape(*judged.shape[:2], -1)
 
 
 def upsampled(told: Float[Tensor, "n patches classes"], size: int) -> UInt8[Tensor, "n size size"]:
     """The class with the largest share at every pixel, shares read between patches' centres."""
     grid = math.isqrt(told.shape[1])
-    shares = told.unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    shares = told.reshape(len(told), grid, grid, -1).permute(0, 3, 1, 2)
     found = [
         functional.interpolate(one[None], size=(size, size), mode="bilinear").argmax(dim=1)
         for one in shares
@@ -95,7 +95,7 @@ def overlaps(
         ours, theirs = (told == label) & counted, truth == label
         both = [(ours & theirs).sum(dim=(1, 2)), (ours | theirs).sum(dim=(1, 2))]
         found.append(torch.stack(both, dim=-1))
-    return torch.stack(found, dim=1).numpy().astype(np.float64)
+    return np.asarray(torch.stack(found, dim=1).numpy(), dtype=np.float64)
 
 
 def class_iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
