@@ -189,6 +189,17 @@ def test_fine_tuning_trains_a_copy_and_keeps_the_best_epoch(
     )
 
 
+def test_fine_tuning_learns(encoder: Encoder, digits: Splits) -> None:
+    spec = FinetuneEval(
+        kind="finetune", epochs=6, warmup_epochs=1, batch_size=32, lr=4e-3, layer_decay=1,
+        crop_scale=(0.8, 1),
+    )  # fmt: skip
+    found = finetune.finetune(spec, Bank(encoder, digits), "test", 0)
+    assert found.metrics["finetune_top1"] > 0.4, "chance is 0.1"
+    epochs = found.detail["val_by_epoch"]
+    assert epochs[-1] > epochs[0] + 0.2
+
+
 def test_layers_learn_more_slowly_the_deeper_they_lie(encoder: Encoder, digits: Splits) -> None:
     model = finetune._classifier(Bank(encoder, digits), 0)
     groups = finetune._optimiser(TUNE, model).param_groups

@@ -142,6 +142,8 @@ class LowShotEval(EvalSpec):
         if sum(one is not None for one in given) != 1:
             text = "give either fraction or per_class, or a list"
             yield Problem(("fraction",), text, (("per_class",), ("list",)))
+        if self.list is not None and "://" in self.list:
+            yield Problem(("list",), f"{self.list!r} is a URL; give the path of a text file")
 
 
 class LocationEval(EvalSpec):

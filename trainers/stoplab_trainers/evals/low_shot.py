@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError, DataMissing
 from stoplab_platform.randomness import Stream, generator
+from stoplab_platform.settings import Settings
 from stoplab_platform.specs.evals import FinetuneEval, LowShotEval
+from stoplab_platform.specs.places import is_inside
 from stoplab_trainers.evals.features import Bank, On
 from stoplab_trainers.evals.linear import STRENGTHS, Probe
 from stoplab_trainers.evals.outcome import Outcome, accuracy, right
@@ -98,7 +100,10 @@ def listed_rows(path: Path, splits: Splits) -> tuple[NDArray[np.int64], int]:
 
 
 def read_list(path: Path) -> str:
-    """The text of a list of samples; DataMissing where it cannot be read."""
+    """The text of a list of samples; DataMissing where it cannot be read, DataError where it may
+    not be."""
+    if not is_inside(path, Settings().data_roots):
+        raise DataError(f"the list {path} lies outside of what STOPLAB_DATA_ROOTS allows")
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
