@@ -63,6 +63,31 @@ class TestSubmit:
         assert other.status_code == 422
         assert other.json()["code"] == "idempotency-key-reused"
 
+    def test_what_has_changed_since_changes_no_answer(self, api: Api) -> None:
+        """A key stands for what the client sent, not for what that comes to today."""
+        first = api.submitted(labels={"a": "1"})
+        api.moved(first["id"], State.FAILED)
+        retry, headers = f"/v1/jobs/{first['id']}/retry", {"Idempotency-Key": "changed-since"}
+        with api.http() as http:
+            again = http.post(retry, headers=headers)
+            assert again.status_code == 202
+            label = {"labels": {"a": "2"}}
+            http.patch(f"/v1/jobs/{first['id']}", json=label, headers={"If-Match": "*"})
+            assert http.post(retry, headers=headers).json()["id"] == again.json()["id"]
+            http.post(f"/v1/jobs/{again.json()['id']}/cancel")
+            assert http.delete(f"/v1/jobs/{first['id']}").status_code == 204
+            answer = http.post(retry, headers=headers)
+        assert (answer.status_code, answer.json()["id"]) == (202, again.json()["id"])
+        assert answer.headers["Idempotency-Replayed"] == "true"
+
+    def test_a_key_is_of_one_call(self, api: Api) -> None:
+        headers = {"Idempotency-Key": "two-calls"}
+        first, second = (api.moved(api.submitted()["id"], State.FAILED) for _ in range(2))
+        with api.http() as http:
+            http.post(f"/v1/jobs/{first.id}/retry", headers=headers)
+            answer = http.post(f"/v1/jobs/{second.id}/retry", headers=headers)
+        assert answer.json()["code"] == "idempotency-key-reused"
+
     def test_at_the_same_moment_too(self, api: Api) -> None:
         def submit(_: int) -> str:
             with api.http() as http:
@@ -174,6 +199,12 @@ class TestList:
         both = ["QUEUED", "RUNNING"]
         assert self.names(api, state=both) == ["list-pair", "list-two", "List-one"]
 
+    @pytest.mark.parametrize("many", ["state=FAILED", "label=a:b", "kind=sweep"])
+    def test_filters_have_an_end(self, api: Api, many: str) -> None:
+        with api.http() as http:
+            assert http.get("/v1/jobs?" + "&".join([many] * 16)).status_code == 200
+            assert http.get("/v1/jobs?" + "&".join([many] * 17)).status_code == 400
+
     def test_labels_are_and_split_at_the_first_colon(self, api: Api, jobs: object) -> None:
         assert self.names(api, label="team:a") == ["list-two", "List-one"]
         assert self.names(api, label=["team:a", "url:x:y"]) == ["List-one"]
@@ -254,6 +285,17 @@ class TestShow:
 
 
 class TestChange:
+    def test_labels_have_an_end(self, api: Api) -> None:
+        job = api.submitted(labels={f"a{n}": "" for n in range(64)})
+        with api.http() as http:
+            body = {"labels": {"one-more": ""}}
+            path, headers = f"/v1/jobs/{job['id']}", {"If-Match": "*"}
+            answer = http.patch(path, json=body, headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid-body")
+            assert answer.json()["errors"][0]["pointer"] == "/labels"
+            body["labels"]["a0"] = None
+            assert http.patch(path, json=body, headers=headers).status_code == 200
+
     def test_labels_and_priority(self, api: Api) -> None:
         job = api.submitted(labels={"a": "1", "b": "2"})
         path = f"/v1/jobs/{job['id']}"
