@@ -101,7 +101,7 @@ def overlaps(
 def class_iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union of each class, NaN where nobody sees it: [..., classes, 2]."""
     union = sums[..., 1]
-    return np.divide(sums[..., 0], union, out=np.full(union.shape, np.nan), where=union > 0)
+    return np.where(union > 0, sums[..., 0] / np.maximum(union, 1), np.nan)
 
 
 def mean_iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
