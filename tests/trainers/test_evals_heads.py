@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from stoplab_platform.specs.data import DataSpec
-from stoplab_platform.specs.evals import FinetuneEval, LinearSgdEval, LowShotEval
+from stoplab_platform.specs.evals import (
+    FinetuneEval,
+    KnnEval,
+    LinearSgdEval,
+    LowShotEval,
+    RobustnessEval,
+)
 from stoplab_trainers.checkpoint import weights_sha256
 from stoplab_trainers.evals import finetune, linear_sgd
 from stoplab_trainers.evals.crops import crops
@@ -164,6 +170,23 @@ def test_augmented_heads_leave_the_encoder_alone(encoder: Encoder, digits: Split
 def test_what_has_no_blocks_has_no_such_score(digits: Splits) -> None:
     assert [one.metrics for one in outcomes(pixel_encoder(), [SGD, TUNE], digits,
                                             on="val", seed=0)] == [{}, {}]  # fmt: skip
+
+
+def test_the_test_labels_choose_nothing(encoder: Encoder, digits: Splits) -> None:
+    protocols = [SGD, TUNE, KnnEval(kind="knn", k=(1, 5, 50)), RobustnessEval(kind="robustness")]
+    expected = outcomes(encoder, protocols, digits, on="test", seed=0)
+    truth = digits.test.labels
+    try:
+        digits.test.labels = np.roll(truth, 7)
+        found = outcomes(encoder, protocols, digits, on="test", seed=0)
+    finally:
+        digits.test.labels = truth
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.chosen == theirs.chosen
+        assert ours.metrics != theirs.metrics
+        assert ours.predictions
+        for name, classes in ours.predictions.items():
+            np.testing.assert_array_equal(classes, theirs.predictions[name])
 
 
 # Fine-tuning
