@@ -12,7 +12,7 @@ from stoplab_platform.masks import infeasible
 from stoplab_platform.plugins import versions
 from stoplab_platform.specs.base import Path, Spec, canonical_digest
 from stoplab_platform.specs.data import DataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
 from stoplab_platform.specs.model import ModelSpec
@@ -170,6 +170,8 @@ class RunSpec(Spec):
         names = self.metrics()
         if len(set(names)) != len(names):
             yield Problem(("evals",), "each protocol may appear once")
+        for path, message in deeper_than(self.evals, self.model.sizes().depth):
+            yield Problem(("evals", *path), message, (("model",),))
         patch = self.model.sizes().patch_size
         sets_patch = ("model", "patch_size" if self.model.patch_size else "encoder")
         if self.data.image_size % patch or self.data.image_size < 2 * patch:
