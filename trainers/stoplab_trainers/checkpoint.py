@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from stoplab_platform.errors import CheckpointError
-from stoplab_platform.settings import Settings
-from stoplab_platform.specs.places import is_inside
+from stoplab_platform.paths import CHECKPOINT_MANIFEST as MANIFEST
+from stoplab_platform.paths import RunFolder
 
 log = logging.getLogger("stoplab.checkpoint")
 
 FORMAT = 1
-STATE, MANIFEST = "state.pt", "manifest.json"
+STATE = "state.pt"
 
 
 def save(
@@ -74,6 +74,17 @@ def latest(folder: Path) -> Path | None:
             + "\n  ".join(broken)
         )
     return None
+
+
+def meant(run: RunFolder, named: Path | None = None) -> Path:
+    """The checkpoint that was named, else the run's newest.
+
+    CheckpointError where there is none, or none is whole.
+    """
+    path = named or latest(run.checkpoints)
+    if path is None:
+        raise CheckpointError(f"no checkpoint in {run.root}")
+    return path
 
 
 def load(path: Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[str, Any]]:
@@ -139,14 +150,6 @@ def _retain(folder: Path, step: int, keep: int) -> None:
             shutil.rmtree(path)
     for path in older[keep:]:
         shutil.rmtree(path)
-
-
-def permitted(place: str) -> Path:
-    """The folder that a spec names; CheckpointError outside of what the lab allows."""
-    path = Path(place)
-    if not is_inside(path, Settings().data_roots):
-        raise CheckpointError(f"{place} lies outside of what STOPLAB_DATA_ROOTS allows")
-    return path
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

@@ -18,6 +18,7 @@ from stoplab_platform.errors import CheckpointError, Fenced, Stopped
 from stoplab_platform.fence import is_fenced
 from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import RunFolder, read_json, write_atomic, write_json
+from stoplab_platform.references import permitted
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
@@ -242,7 +243,7 @@ def _start(run: Run, folder: RunFolder, owner: Mapping[str, str], leg: Leg | Non
             raise CheckpointError(f"{given} is not the end of the run that {leg.after} holds")
         log.info("goes on from %s at step %d", leg.after.name, run.step)
     elif run.spec.model.init_from:
-        _, state = checkpoint.load(checkpoint.permitted(run.spec.model.init_from), identity=None)
+        _, state = checkpoint.load(permitted(run.spec.model.init_from), identity=None)
         run.model.load_state_dict(state["model"])
         run.target.load_state_dict(state["target"])
         run.record = PairingRecord(run.model.state_dict())
