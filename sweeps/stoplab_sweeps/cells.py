@@ -25,7 +25,8 @@ StudySpec = SweepSpec | ComparisonSpec
 Execute = Callable[..., "Summary"]
 """What `stoplab_trainers.launch.execute` is: spec, folder, identity, stop_file to summary."""
 
-FACTS = ("precision", "threads", "device", "data", "judged")  # that a pairing also rests on
+# What a pairing also rests on.
+FACTS = ("precision", "threads", "device", "data", "judged", "init_from")
 PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
 NAME_ROOM = 90  # characters of a study's name in its runs' names
 

@@ -6,7 +6,7 @@ that the arms change on purpose: those only share their seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stoplab_platform.ledger import Cell
@@ -37,6 +37,9 @@ def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[
             reasons += [_reason(seed, stream, one) for one in broken]
             state = BROKEN if broken else EQUAL if _agree(stream, records) else SEED_ONLY
             streams[stream] = max(streams.get(stream, EQUAL), state, key=_SEVERITY.index)
+    if moved := list(_other_starts(blocks)):
+        reasons += moved
+        streams[START] = BROKEN
     return {
         "passed": bool(blocks) and not reasons,
         "pairing": SEED_ONLY if SEED_ONLY in streams.values() else "paired",
@@ -63,7 +66,8 @@ def baseline(run: RunSpec) -> str | None:
 
 
 REQUIRED = ("init", "samples", "masks")
-YOUNG = ("judged",)  # streams of which runs of earlier releases left no record
+START = "init_from"  # the file of weights that a run began from
+YOUNG = ("judged", START)  # streams of which runs of earlier releases left no record
 PART = "/"  # in the name of a part of a stream: init/shared
 _SEVERITY = (EQUAL, SEED_ONLY, BROKEN)
 
@@ -90,6 +94,7 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
         "device": compute.gpus_per_worker > 0,
         "data": data.train,
         "judged": data.image_size,
+        START: run.model.init_from,
     }  # fmt: skip
 
 
@@ -119,6 +124,8 @@ def _agree(stream: str, records: Mapping[str, Record]) -> bool:
     values = {record.get(stream) for record in records.values()}
     if stream in YOUNG:
         values.discard(None)
+        if not values:
+            return True
     if None in values or len(values) == 1:
         return None not in values
     parts = [_parts(stream, record) for record in records.values()]
@@ -126,6 +133,26 @@ def _agree(stream: str, records: Mapping[str, Record]) -> bool:
     return all(parts) and all(
         len({part[name] for part in parts if name in part}) == 1 for name in names
     )
+
+
+def _other_starts(blocks: Mapping[int, Sequence[Cell]]) -> Iterator[str]:
+    """Arms that began from one file in some blocks and from another in others.
+
+    It lay at the same path, so only the hashes tell: a mean over such blocks is of two things.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for seed, cells in blocks.items():
+        for cell in cells:
+            if START in cell.certificate:
+                seeds = found.setdefault(str(cell.arm), {}).setdefault(cell.certificate[START], [])
+                seeds.append(seed)
+    for arm, starts in found.items():
+        if len(starts) > 1:
+            told = "; ".join(
+                f"{sha[:SHORT]} in seeds {', '.join(map(str, seeds))}"
+                for sha, seeds in starts.items()
+            )
+            yield f"{arm} began from other weights in some blocks, by {START}: {told}"
 
 
 def _parts(stream: str, record: Record) -> Record:

@@ -95,17 +95,23 @@ def load(path: Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[s
     fault = _fault(path)
     if fault is not None:
         raise CheckpointError(fault)
-    manifest = _manifest(path)
-    if identity is not None and manifest["identity"] != dict(identity):
+    told = manifest(path)
+    if identity is not None and told["identity"] != dict(identity):
         raise CheckpointError(
-            f"{path} belongs to {_spelled(manifest['identity'])}, "
+            f"{path} belongs to {_spelled(told['identity'])}, "
             f"this run is {_spelled(dict(identity))}"
         )
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path} holds what cannot be loaded: {error}") from error
-    return int(manifest["step"]), state
+    return int(told["step"]), state
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: format, step, identity, sha256 and size of its state."""
+    told: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    return told
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
@@ -123,7 +129,7 @@ def _write(draft: Path, step: int, tensors: dict[str, Any], identity: Mapping[st
         torch.save(tensors, file)
         file.flush()
         os.fsync(file.fileno())
-    manifest = {
+    told = {
         "format": FORMAT,
         "step": step,
         "identity": dict(identity),
@@ -131,7 +137,7 @@ def _write(draft: Path, step: int, tensors: dict[str, Any], identity: Mapping[st
         "size": (draft / STATE).stat().st_size,
     }
     with (draft / MANIFEST).open("w") as text:
-        json.dump(manifest, text, indent=1)
+        json.dump(told, text, indent=1)
         text.flush()
         os.fsync(text.fileno())
     _sync_folder(draft)
@@ -164,22 +170,17 @@ def _step_of(path: Path) -> int:
 def _fault(path: Path) -> str | None:
     """Why a checkpoint cannot be trusted, None if it can."""
     try:
-        manifest = _manifest(path)
+        told = manifest(path)
         size = (path / STATE).stat().st_size
-        if size != manifest["size"]:
-            return f"{path / STATE} has {size} bytes, not {manifest['size']}"
-        if _sha256(path / STATE) != manifest["sha256"]:
+        if size != told["size"]:
+            return f"{path / STATE} has {size} bytes, not {told['size']}"
+        if _sha256(path / STATE) != told["sha256"]:
             return f"{path / STATE} does not match its checksum"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except (ValueError, KeyError) as error:
         return f"{path / MANIFEST} is no manifest: {error!r}"
     return None
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-    return manifest
 
 
 def _sha256(path: Path) -> str:
