@@ -1,4 +1,4 @@
-"""`stoplab export`: in a process of its own, on a run that was trained."""
+"""`stoplab export`: its words, and the process that does it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,21 @@ from pathlib import Path
 
 import timm
 import torch
-import yaml
 from typer.testing import CliRunner
 
 from stoplab_api.cli.main import app
 from support_lab import Stoplab
-from support_runs import TINY
+from support_weights import saved
 
 
-def test_a_trained_run_leaves_as_a_timm_encoder(home: Path, tmp_path: Path) -> None:
-    stoplab = Stoplab(home, tmp_path)
-    spec = {**TINY, "evals": [], "optim": {**TINY["optim"], "epochs": 1}}
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
-    job = stoplab.json("train", "spec.yaml")["job_id"]
-    words = ("export", job, "--to", "timm", "--out", "weights")
-    told = stoplab.json(*words)
-    assert told["provenance"]["job_id"] == job
+def test_a_run_leaves_as_a_timm_encoder(home: Path, tmp_path: Path) -> None:
+    saved(home, "j_1")
+    words = ("export", "j_1", "--to", "timm", "--out", "weights")
+    told = Stoplab(home, tmp_path).json(*words)
+    assert told["provenance"]["job_id"] == "j_1"
     assert told["files"] == [str(tmp_path / "weights" / n) for n in ("encoder.json", FILE)]
     features = eval(told["load"], {"timm": timm})(torch.zeros(2, 3, 16, 16))
     assert features.shape == (2, 16)
-    assert "would be replaced; --force does it" in stoplab.json(*words, code=2)["error"]
-    assert told["load"] in stoplab.run(*words, "--force")
-    (model,) = stoplab.json("export", job, "--to", "mlflow")["files"]
-    assert model.startswith("models:/")
 
 
 FILE = "encoder.safetensors"

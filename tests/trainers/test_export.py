@@ -25,38 +25,17 @@ from stoplab_platform.tracking import client, drain, sent_run_id
 from stoplab_trainers import checkpoint
 from stoplab_trainers.export import main
 from stoplab_trainers.launch import execute
-from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import build_model, target_of
 from stoplab_trainers.weights import onnx_encoder, timm_encoder
 from stoplab_trainers.weights.start import start_from
 from support_runs import identity, tiny
+from support_weights import saved, target
 
 TINY_NAMED: dict[str, Any] = {
     "model": {"encoder": "vit_tiny_patch16_224", "predictor": {"width": 24, "depth": 1}},
     "data__image_size": 32,
     "masking": {"kind": "random", "ratio": 0.5},
 }
-
-
-def saved(home: Path, job: str = "j_1", cell: str = "run", **changes: Any) -> tuple[RunSpec, Any]:
-    """A run's folder with a checkpoint whose student and target differ; its spec and state."""
-    spec = tiny(**changes)
-    run = JobFolder(home / "jobs" / job).run(cell)
-    model = build_model(spec)
-    state = {
-        "model": model.state_dict(),
-        "target": build_model(spec.model_copy(update={"seed": 9})).encoder.state_dict(),
-    }
-    write_atomic(run.spec, spec.to_yaml())
-    checkpoint.save(run.checkpoints, step=5, tensors=state, identity={"run": "x"}, keep=1)
-    return spec, state
-
-
-def target(spec: RunSpec, state: Any) -> Encoder:
-    """The EMA encoder of `saved`."""
-    encoder = target_of(build_model(spec).encoder)
-    encoder.load_state_dict(state["target"])
-    return encoder
 
 
 def exported(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -177,7 +156,7 @@ def finished(home: Path, spec: RunSpec) -> RunFolder:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [TINY_NAMED, {}])
+@pytest.mark.parametrize("changes", [{**TINY_NAMED, "model__depth": 2}, {}])
 def test_onnx_gives_features_and_patches_of_any_batch(
     changes: dict[str, Any], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,67 +19,81 @@ MEANS = {
 }
 
 
+CARD = """\
+---
+library_name: timm
+tags: [image-feature-extraction, self-supervised, i-jepa, stop]
+---
+
+# {name}
+
+The EMA (target) encoder of a {method} run, at step {step}: a plain ViT without class token, width
+{width}, depth {depth}, {heads} heads, patches of {patch_size} pixels, images of {size}x{size}, fixed
+sin-cos positions.
+
+## Loading
+
+```python
+import timm
+
+model = {loading}
+features = model(images)  # [b, {width}]: the mean patch token
+```
+
+`images` are float32 [b, 3, {size}, {size}], normalised with ImageNet's mean {mean} and standard
+deviation {std}.
+
+## Scores
+
+{scores}
+
+## Training
+
+The whole spec, but for defaults:
+
+```yaml
+{spec}
+```
+
+## Provenance
+
+| what | value |
+|---|---|
+{provenance}
+
+The same stands in the metadata of `{file}`.
+
+## Licence
+
+Weights follow the data that they were trained on: see the licence of `{data}` before you pass them
+on.{others}
+"""
+OTHERS = " They began from other weights (`init_from`), whose licence holds as well."
+
+
 def model_card(trained: Trained, loading: str, file: str) -> str:
     """Markdown: what it is, how to load it, its scores, how it was trained, whose it is."""
     spec, sizes = trained.spec, trained.spec.model.sizes()
-    size = spec.data.image_size
-    return "\n".join(
-        [
-            "---",
-            "library_name: timm",
-            "tags: [image-feature-extraction, self-supervised, i-jepa, stop]",
-            "---",
-            "",
-            f"# {spec.name}",
-            "",
-            f"The EMA (target) encoder of a {_method(spec)} run, at step "
-            f"{trained.provenance['step']}: a plain ViT without class token, width {sizes.width}, "
-            f"depth {sizes.depth}, {sizes.heads} heads, patches of {sizes.patch_size} pixels, "
-            f"images of {size}x{size}, fixed sin-cos positions.",
-            "",
-            "## Loading",
-            "",
-            "```python",
-            "import timm",
-            "",
-            f"model = {loading}",
-            f"features = model(images)  # [b, {sizes.width}]: the mean patch token",
-            "```",
-            "",
-            f"`images` are float32 [b, 3, {size}, {size}], normalised with ImageNet's mean {MEAN} "
-            f"and standard deviation {STD}.",
-            "",
-            "## Scores",
-            "",
-            *_scores(trained.scores),
-            "",
-            "## Training",
-            "",
-            "The whole spec, but for defaults:",
-            "",
-            "```yaml",
-            yaml.safe_dump(spec.plain(defaults=False), sort_keys=False, allow_unicode=True).strip(),
-            "```",
-            "",
-            "## Provenance",
-            "",
-            "| what | value |",
-            "|---|---|",
-            *(f"| {name} | `{value}` |" for name, value in trained.provenance.items()),
-            "",
-            f"The same stands in the metadata of `{file}`.",
-            "",
-            "## Licence",
-            "",
-            "Weights follow the data that they were trained on: see the licence of "
-            f"`{_data(spec)}` before you pass them on."
-            + (
-                " They began from other weights (`init_from`), whose licence holds as well."
-                if spec.model.init_from
-                else ""
-            ),
-            "",
-        ]
+    return CARD.format(
+        name=spec.name,
+        method=_method(spec),
+        step=trained.provenance["step"],
+        width=sizes.width,
+        depth=sizes.depth,
+        heads=sizes.heads,
+        patch_size=sizes.patch_size,
+        size=spec.data.image_size,
+        loading=loading,
+        mean=MEAN,
+        std=STD,
+        scores="\n".join(_scores(trained.scores)),
+        spec=yaml.safe_dump(
+            spec.plain(defaults=False), sort_keys=False, allow_unicode=True
+        ).strip(),
+        provenance="\n".join(f"| {name} | `{v}` |" for name, v in trained.provenance.items()),
+        file=file,
+        data=_data(spec),
+        others=OTHERS if spec.model.init_from else "",
     )
 
 

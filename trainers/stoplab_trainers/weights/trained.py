@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from stoplab_platform.errors import CheckpointError
-from stoplab_platform.paths import RunFolder
+from stoplab_platform.paths import RunFolder, read_json
 from stoplab_platform.references import Found
 from stoplab_platform.specs import RunSpec, load_spec
 from stoplab_platform.tracking import sent_run_id
 from stoplab_trainers import checkpoint
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import Jepa, build_model, target_of
-from stoplab_trainers.rank import summary_of
 from stoplab_trainers.weights.names import Weights, encoder_theirs, renamed
 
 
@@ -58,24 +57,24 @@ def open_trained(found: Found) -> Trained:
     model.load_state_dict(state["model"])
     target = target_of(model.encoder)
     target.load_state_dict(state["target"])
-    summary = summary_of(found.run)
-    final = summary if summary is not None and summary.steps == step else None
-    facts = final.facts if final else {}
+    summary = read_json(found.run.summary) or {}
+    final = summary if summary.get("steps") == step else {}
+    facts = final.get("facts", {})
     known = {
         "run": spec.name,
         "step": str(step),
         "stoplab_version": version("stoplab"),
         "spec_digest": spec.digest(),
-        "run_digest": final.run_digest if final else None,
+        "run_digest": final.get("run_digest"),
         "weights_sha256": checkpoint.weights_sha256(renamed(state["target"], encoder_theirs)),
         "job_id": _job_id(found.run),
         "cell": found.run.root.name if found.run.root.name != "run" else None,
-        "mlflow_run_id": sent_run_id(found.run) or (final.mlflow_run_id if final else None),
+        "mlflow_run_id": sent_run_id(found.run) or final.get("mlflow_run_id"),
         "data": facts.get("data"),
         "init_from": facts.get("init_from"),
     }
     provenance = {name: str(value) for name, value in known.items() if value}
-    return Trained(spec, model.eval(), target.eval(), final.metrics if final else {}, provenance)
+    return Trained(spec, model.eval(), target.eval(), final.get("metrics", {}), provenance)
 
 
 def _job_id(run: RunFolder) -> str | None:
