@@ -27,9 +27,9 @@ tags: [image-feature-extraction, self-supervised, i-jepa, stop]
 
 # {name}
 
-The EMA (target) encoder of a {method} run, at step {step}: a plain ViT without class token, width
-{width}, depth {depth}, {heads} heads, patches of {patch_size} pixels, images of {size}x{size}, fixed
-sin-cos positions.
+The EMA (target) encoder of a {method} run, at step {step}: a plain ViT without class token,
+width {width}, depth {depth}, {heads} heads, patches of {patch_size} pixels, images of
+{size}x{size}, fixed sin-cos positions.
 
 ## Loading
 
