@@ -26,7 +26,7 @@ from stoplab_trainers import checkpoint
 from stoplab_trainers.export import main
 from stoplab_trainers.launch import execute
 from stoplab_trainers.model.jepa import build_model, target_of
-from stoplab_trainers.weights import onnx_encoder, timm_encoder
+from stoplab_trainers.weights import checks
 from stoplab_trainers.weights.start import start_from
 from support_runs import identity, tiny
 from support_weights import saved, target
@@ -179,8 +179,7 @@ def test_what_differs_is_not_exported(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(home)
-    for module in (onnx_encoder, timm_encoder):
-        monkeypatch.setattr(module, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(checks, "TOLERANCE", 1e-12)
     for kind in ("onnx", "timm"):
         out = tmp_path / kind
         said = refusal(capsys, "j_1", "--to", kind, "--out", str(out), code=Exit.FAILED)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stoplab_platform.errors import CheckpointError
 from stoplab_trainers.model.encoder import Encoder
-from stoplab_trainers.model.jepa import Jepa
+from stoplab_trainers.model.jepa import Jepa, of_positions
 from stoplab_trainers.weights.fitting import Part, fill, fixed_tables
 from stoplab_trainers.weights.names import (
     MASK_TOKEN,
@@ -71,11 +71,9 @@ def to_official(model: Jepa, target: Encoder) -> dict[str, Weights]:
     for weights that the layout has no place for.
     """
     own = model.predictor.state_dict()
-    homeless = [name for name in own if name.startswith("noise.")]
+    homeless = [n for n in own if of_positions(f"predictor.{n}") and n != MASK_TOKEN]
     if homeless:
-        raise CheckpointError(
-            f"the official layout has no place for {', '.join(homeless)} (covariance untied)"
-        )
+        raise CheckpointError(f"the official layout has no place for {', '.join(homeless)}")
     predictor = renamed(own, predictor_theirs)
     predictor.setdefault(MASK_TOKEN, torch.zeros(1, 1, len(own["embed.weight"])))
     return {

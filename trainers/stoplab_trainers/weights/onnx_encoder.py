@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from stoplab_platform.errors import SettingsError
 from stoplab_trainers.model.encoder import Encoder
-from stoplab_trainers.weights.timm_encoder import ExportFailed, largest_difference, probe_images
+from stoplab_trainers.weights.checks import held, probe_images
 from stoplab_trainers.weights.trained import Trained
 
-TOLERANCE = 1e-4
 INPUT, OUTPUTS = "images", ("features", "patches")
 MOST_IN_ONE_FILE = 1 << 30  # bytes; protobuf ends at 2 GiB, then weights go to a file beside
 
@@ -38,7 +37,7 @@ class _Outputs(nn.Module):
 def write_onnx(trained: Trained, path: Path) -> float:
     """Write the encoder, for any batch size; the largest difference in onnxruntime, measured.
 
-    Raises SettingsError where the packages are missing, ExportFailed beyond `TOLERANCE`.
+    Raises SettingsError where the packages are missing, ExportFailed.
     """
     onnxruntime = _packages()
     program = _exported(trained)
@@ -48,10 +47,7 @@ def write_onnx(trained: Trained, path: Path) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    difference = max(_difference(trained, session, batch) for batch in (1, 3))
-    if not difference <= TOLERANCE:
-        raise ExportFailed(f"onnxruntime's outputs differ by {difference:.2g} (> {TOLERANCE})")
-    return difference
+    return max(_difference(trained, session, batch) for batch in (1, 3))
 
 
 def _packages() -> Any:
@@ -94,4 +90,4 @@ def _difference(trained: Trained, session: Any, batch: int) -> float:
     with torch.no_grad():
         tokens = trained.target(images)
         pooled = trained.target.features(images)
-    return max(largest_difference(features, pooled), largest_difference(patches, tokens))
+    return max(held(features, pooled, "onnxruntime"), held(patches, tokens, "onnxruntime"))

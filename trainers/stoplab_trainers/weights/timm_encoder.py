@@ -14,12 +14,10 @@ from typing import Any
 
 import timm
 import torch
-from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor
 
-from stoplab_platform.errors import StoplabError
 from stoplab_platform.specs.model import VitSizes, vit_table
+from stoplab_trainers.weights.checks import ExportFailed, held, probe_images
 from stoplab_trainers.weights.trained import Trained
 
 log = logging.getLogger("stoplab.weights")
@@ -27,13 +25,8 @@ log = logging.getLogger("stoplab.weights")
 SAFETENSORS, TORCH = (".safetensors",), (".pth", ".pt", ".bin")
 PLAIN = "vit_base_patch16_224"
 """What any plain ViT can be made from, its sizes given."""
-TOLERANCE = 1e-5  # largest difference of a feature; layer norms keep them around 1
 NAMES = {"width": "embed_dim", "depth": "depth", "heads": "num_heads",
          "patch_size": "patch_size", "mlp_ratio": "mlp_ratio"}  # fmt: skip
-
-
-class ExportFailed(StoplabError):
-    """What was exported does not compute what the checkpoint does."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +68,7 @@ def checked(trained: Trained, path: Path) -> tuple[Recipe, float]:
             # Another GELU is no other weight, and hardly seen in features of a young model.
             if model is None or str(model.blocks) != str(trained.target.vit.blocks):
                 continue
-            difference = largest_difference(model(images), ours)
-            if difference <= TOLERANCE:
-                return recipe, difference
-            raise ExportFailed(f"timm's features differ by {difference:.2g} (> {TOLERANCE})")
+            return recipe, held(model(images), ours, "timm")
     raise ExportFailed("timm makes no such encoder")
 
 
@@ -101,18 +91,6 @@ def recipes(encoder: str, sizes: VitSizes, image_size: int) -> Iterator[Recipe]:
         known = {"mlp_ratio": 4.0, **vit_table()[name]}
         changed = {NAMES[n]: v for n, v in asdict(sizes).items() if known[n] != v}
         yield Recipe(name, {**fixed, **changed})
-
-
-def probe_images(size: int, count: int = 2) -> Float[Tensor, "b 3 h w"]:
-    """Images of noise, always the same, to hold two encoders against each other."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
-
-
-def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Infinite for other shapes or what is no number."""
-    if one.shape != other.shape:
-        return float("inf")
-    return float((one - other).abs().nan_to_num(torch.inf).max())
 
 
 def _made(recipe: Recipe, path: Path) -> Any | None:
