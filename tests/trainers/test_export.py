@@ -28,6 +28,7 @@ from stoplab_trainers.launch import execute
 from stoplab_trainers.model.jepa import build_model, target_of
 from stoplab_trainers.weights import checks
 from stoplab_trainers.weights.start import start_from
+from support_mlflow import mlflow_server
 from support_runs import identity, tiny
 from support_weights import saved, target
 
@@ -232,6 +233,29 @@ def test_an_mlflow_model_of_the_runs_own_run(
     assert [model.model_id for model in info.outputs.model_outputs] == [
         uri.removeprefix("models:/")
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tracking_uri_kept")
+@pytest.mark.filterwarnings("ignore::Warning:mlflow", "ignore::Warning:torch")
+def test_an_mlflow_model_through_a_server(
+    home: Path,
+    tmp_path: Path,
+    mlflow_tables: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with mlflow_server(tmp_path / "server", mlflow_tables) as server:
+        server.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        run = finished(home, tiny(optim__epochs=1, evals=[]))
+        (uri,) = exported(capsys, "j_test", "--to", "mlflow")["files"]
+        assert mlflow.pyfunc.load_model(uri).predict(images(16).numpy()).shape == (4, 16)
+        # The same store without its server keeps its files elsewhere, and says so.
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/server/mlflow.db")
+        said = refusal(capsys, "j_test", "--to", "mlflow", code=Exit.FAILED)
+        assert "does not take it" in said
+        assert sent_run_id(run) is not None
 
 
 def test_a_run_that_is_not_in_mlflow(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

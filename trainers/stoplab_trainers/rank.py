@@ -240,7 +240,9 @@ def _start(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) 
         run.load(*checkpoint.load(newest, identity=owner | given))
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     elif leg and leg.after:
-        parent = checkpoint.meant(RunFolder(leg.after))
+        parent = checkpoint.latest(RunFolder(leg.after).checkpoints)
+        if parent is None:
+            raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
         given = _given(parent)
         run.load(*checkpoint.load(parent, identity=None))
         before = summary_of(RunFolder(leg.after))

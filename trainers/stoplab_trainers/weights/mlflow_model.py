@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stoplab_platform.errors import NotFound
+from stoplab_platform.errors import NotFound, TrackerUnavailable
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import client
 from stoplab_trainers.model.encoder import Encoder
@@ -45,20 +45,39 @@ def log_mlflow(trained: Trained, settings: Settings) -> tuple[str, float]:
     run_id = trained.provenance.get("mlflow_run_id")
     if run_id is None:
         raise NotFound(f"{trained.provenance['run']} has no run in MLflow (yet)")
-    client(settings.tracking_uri)  # makes sure that it answers
+    store = client(settings.tracking_uri)
 
     # MLflow takes seconds to import.
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    images = probe_images(trained.spec.data.image_size, 3)
+    try:
+        # Made here, for MLflow would put it into its default experiment.
+        experiment = store.get_run(run_id).info.experiment_id
+        model = store.create_logged_model(experiment, NAME, source_run_id=run_id)
+        uri = _logged(trained, run_id, model.model_id)
+        loaded = mlflow.pyfunc.load_model(uri).predict(images.numpy())
+    except MlflowException as error:
+        raise TrackerUnavailable(f"{settings.tracking_uri} does not take it: {error}") from error
+    with torch.no_grad():
+        return uri, held(torch.from_numpy(loaded), trained.target.features(images), uri)
+
+
+def _logged(trained: Trained, run_id: str, model_id: str) -> str:
+    """The URI of the model, its files written."""
     import mlflow
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     size, width = trained.spec.data.image_size, trained.target.width
     floats = np.dtype(np.float32)
-    mlflow.set_tracking_uri(settings.tracking_uri)
     logged = Model.log(
         artifact_path=None,
         flavor=mlflow.pytorch,
         name=NAME,
+        model_id=model_id,
         run_id=run_id,
         step=int(trained.provenance["step"]),
         metadata=trained.provenance,
@@ -71,8 +90,4 @@ def log_mlflow(trained: Trained, settings: Settings) -> tuple[str, float]:
         ),
         pip_requirements=[f"{name}=={version(name)}" for name in ("torch", "mlflow", "numpy")],
     )
-    images = probe_images(size, 3)
-    loaded = mlflow.pyfunc.load_model(logged.model_uri).predict(images.numpy())
-    with torch.no_grad():
-        ours = trained.target.features(images)
-    return logged.model_uri, held(torch.from_numpy(loaded), ours, logged.model_uri)
+    return str(logged.model_uri)
