@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+CHECKPOINT_MANIFEST = "manifest.json"
+"""The file by which a folder is a checkpoint."""
+
 
 @dataclass(frozen=True)
 class RunFolder:

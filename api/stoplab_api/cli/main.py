@@ -11,6 +11,7 @@ from stoplab_api.cli import (
     demo,
     doctor,
     estimate,
+    export,
     jobs,
     keeping,
     lab,
@@ -37,7 +38,7 @@ def _calm() -> None:
 
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
-    run.train, run.sweep, run.evaluate, estimate.estimate, submit.submit,
+    run.train, run.sweep, run.evaluate, export.export, estimate.estimate, submit.submit,
     keeping.events, keeping.prune, keeping.backup, keeping.restore,
 ):  # fmt: skip
     app.command()(command)

@@ -120,6 +120,14 @@ def last_values(uri: str, run_id: str) -> Mapping[str, float]:
     return found
 
 
+def tags_of(uri: str, run_id: str) -> Mapping[str, str]:
+    """A run's tags. Raises TrackerUnavailable, TrackerRefused where there is no such run."""
+    store = client(uri)
+    with _answers():
+        found: Mapping[str, str] = store.get_run(run_id).data.tags
+    return found
+
+
 class Runs:
     """The spool's lines, done to runs. Every verb may be repeated.
 
