@@ -30,7 +30,7 @@ def evaluate_checkpoint(
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
     settings = Settings()
-    path = _checkpoint_path(spec.checkpoint, settings)
+    path = checkpoint_path(spec.checkpoint, settings)
     trained = _judged(spec, path)
     step, state = checkpoint.load(path, identity=None)
     encoder = build_model(trained).encoder
@@ -69,7 +69,8 @@ def evaluate_checkpoint(
     return summary
 
 
-def _checkpoint_path(ref: CheckpointRef, settings: Settings) -> Path:
+def checkpoint_path(ref: CheckpointRef, settings: Settings) -> Path:
+    """The folder of the checkpoint that ``ref`` names, the newest where it names a run."""
     root = _named_folder(ref, settings)
     if (root / "manifest.json").exists():
         return root

@@ -11,6 +11,7 @@ from stoplab_api.cli import (
     demo,
     doctor,
     estimate,
+    inspecting,
     jobs,
     keeping,
     lab,
@@ -38,6 +39,7 @@ def _calm() -> None:
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
     run.train, run.sweep, run.evaluate, estimate.estimate, submit.submit,
+    inspecting.inspect,
     keeping.events, keeping.prune, keeping.backup, keeping.restore,
 ):  # fmt: skip
     app.command()(command)

@@ -1,0 +1,151 @@
+"""`stoplab inspect` as a process of its own, on runs of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from stoplab_platform.errors import NotFound, SpecError
+from stoplab_platform.exits import Exit
+from stoplab_platform.paths import Home, read_json, write_atomic
+from stoplab_platform.settings import Settings
+from stoplab_trainers import inspecting
+from stoplab_trainers.launch import execute
+from support_runs import identity, tiny
+
+PICTURES = {"masks.png", "coverage.png", "positions.png", "predictions.png", "history.png"}
+JOB = "j_inspected"
+
+
+@pytest.fixture
+def job(home: Path) -> Home:
+    """A lab with one finished run."""
+    lab = Home(home)
+    spec = tiny(evals=[], optim__epochs=1)
+    execute(spec, lab.job(JOB).run("run"), identity())
+    write_atomic(lab.job(JOB).spec, spec.to_yaml())
+    return lab
+
+
+def inspect(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`stoplab inspect`, as a user starts it."""
+    command = [sys.executable, "-m", "stoplab_api.cli.main", "inspect", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ})
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a PNG that shows something."""
+    with Image.open(path) as picture:
+        return picture.format == "PNG" and len(picture.convert("L").getcolors() or ()) > 10
+
+
+class TestCommand:
+    def test_a_jobs_pictures_page_and_numbers(self, job: Home, tmp_path: Path) -> None:
+        done = inspect(JOB, "--draws", "4", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / f"inspect-{JOB}"
+        assert {path.name for path in folder.iterdir()} == PICTURES | {
+            "index.html", "diagnostics.json",
+        }  # fmt: skip
+        assert all(is_picture(folder / name) for name in PICTURES)
+        page = (folder / "index.html").read_text()
+        assert all(f'src="{name}"' in page for name in PICTURES)
+        assert "step 19" in page
+        numbers = read_json(folder / "diagnostics.json")
+        assert numbers["run"]["images"] == "the first of the run's own data"
+        assert numbers["absent"] == []
+        assert numbers["predictions"]["draws"] == 4
+        assert numbers["predictions"]["spread"] > 0
+        assert sum(numbers["landing"]["shares"][0]) == pytest.approx(1)
+        assert f"{numbers['noise']['stop/landing_stays']:.1%}" in done.stdout
+        assert str(Path(f"inspect-{JOB}") / "index.html") in done.stdout.splitlines()[-1]
+
+    def test_json_is_the_document(
+        self, job: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = job.job(JOB).run("run")
+        photographs = tmp_path / "photographs"
+        photographs.mkdir()
+        for number, pixels in enumerate(load_sample_images().images):
+            Image.fromarray(pixels).save(photographs / f"{number}.jpg")
+        words = ["--json", "--out", str(tmp_path / "x"), "--images", str(photographs)]
+        assert inspecting.main([str(next(run.checkpoints.iterdir())), *words]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told == read_json(tmp_path / "x" / "diagnostics.json")
+        assert told["run"]["images"] == f"{photographs}/0.jpg, {photographs}/1.jpg"
+        assert len(told["predictions"]["error_by_patch"]) == 2
+        assert "own data" in told["absent"][0]
+
+    def test_what_is_no_run_is_bad_input(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert inspecting.main(["j_nothing"]) == Exit.BAD_INPUT
+        assert capsys.readouterr().err == (
+            "j_nothing: no job of this lab, no MLflow run id, and no folder\n"
+        )
+
+
+class TestRuns:
+    def test_an_mlflow_run_is_known_by_its_id(
+        self, home: Path, mlflow_uri: str, tmp_path: Path
+    ) -> None:
+        lab = Home(home)
+        run = lab.job("j_test").run("run")  # as `identity` calls its job
+        summary = execute(tiny(evals=[], optim__epochs=1), run, identity())
+        found = inspecting.named(str(summary.mlflow_run_id), Settings())
+        assert found == run.checkpoints / "step-00000019"
+        with pytest.raises(NotFound, match="MLflow knows no run"):
+            inspecting.named("0" * 32, Settings())
+
+    def test_deterministic_positions_say_what_does_not_apply(
+        self, home: Path, tmp_path: Path
+    ) -> None:
+        run = Home(home).job(JOB).run("run")
+        execute(tiny(evals=[], optim__epochs=1, positions__kind="deterministic"), run, identity())
+        document, folder = inspecting.inspect_run(str(run.root), tmp_path / "out", [], 4)
+        assert {path.name for path in folder.glob("*.png")} == PICTURES - {"positions.png"}
+        assert "spectrum" not in document
+        assert document["predictions"]["spread"] is None
+        assert document["predictions"]["draws"] == 1
+        assert len(document["absent"]) == 2
+        page = (folder / "index.html").read_text()
+        assert "These positions take no noise" in page
+        assert "noise_to_signal" not in page  # its 0 is no measurement
+
+    def test_a_study_names_its_runs(self, home: Path) -> None:
+        folder = Home(home).job("j_study")
+        base = tiny().plain()
+        write_atomic(folder.spec, json.dumps({
+            "kind": "compare", "name": "c", "base": base, "seeds": [0, 1],
+            "arms": {"a": {"positions.kind": "deterministic"}, "b": {}},
+            "primary": {"metric": "test/knn_top1"},
+        }))  # fmt: skip
+        folder.run("a-s0").root.mkdir(parents=True)
+        for name in ("j_study", str(folder.root)):
+            with pytest.raises(NotFound, match=r"compare job of many runs(.|\n)*runs/a-s0"):
+                inspecting.named(name, Settings())
+
+    def test_without_the_runs_data_it_draws_on_sample_photographs(
+        self, job: Home, tmp_path: Path
+    ) -> None:
+        run = job.job(JOB).run("run")
+        text = run.spec.read_text().replace("train: digits", f"train: {tmp_path}/gone-0.tar")
+        write_atomic(run.spec, text)
+        document, _ = inspecting.inspect_run(JOB, tmp_path / "out", [], 2)
+        assert "sample photographs" in document["run"]["images"]
+        assert "features" not in document
+
+    @pytest.mark.parametrize(
+        ("images", "draws", "wrong"), [(40, 4, "40 were given"), (1, 1, "1 must be from 2")]
+    )
+    def test_too_much_is_refused(
+        self, job: Home, tmp_path: Path, images: int, draws: int, wrong: str
+    ) -> None:
+        files = [tmp_path / "x.png"] * images
+        with pytest.raises(SpecError, match=wrong):
+            inspecting.inspect_run(JOB, tmp_path / "out", files, draws)
