@@ -7,31 +7,44 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from stoplab_platform.errors import NotFound, SpecError
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import Home, read_json, write_atomic
+from stoplab_platform.paths import Home, JobFolder, RunFolder, read_json, write_atomic
 from stoplab_platform.settings import Settings
-from stoplab_trainers import inspecting
+from stoplab_platform.tracking import client
+from stoplab_trainers import checkpoint, inspecting
+from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.launch import execute
+from stoplab_trainers.loop import Run
 from support_runs import identity, tiny
 
 PICTURES = {"masks.png", "coverage.png", "positions.png", "predictions.png", "history.png"}
 JOB = "j_inspected"
 
 
+def saved(run: RunFolder, cache: Path, **changes: Any) -> Path:
+    """A run's folder as it is before its first step; the checkpoint's path."""
+    spec = tiny(evals=[], **changes)
+    torch.set_num_threads(1)
+    begun = Run(spec, ShardSet.open("digits", cache))
+    write_atomic(run.spec, spec.to_yaml())
+    return checkpoint.save(run.checkpoints, step=0, tensors=begun.state(), identity={}, keep=1)
+
+
 @pytest.fixture
-def job(home: Path) -> Home:
-    """A lab with one finished run."""
-    lab = Home(home)
-    spec = tiny(evals=[], optim__epochs=1)
-    execute(spec, lab.job(JOB).run("run"), identity())
-    write_atomic(lab.job(JOB).spec, spec.to_yaml())
-    return lab
+def job(home: Path) -> JobFolder:
+    """A job with a checkpoint, and no history."""
+    folder = Home(home).job(JOB)
+    saved(folder.run("run"), home / "cache")
+    write_atomic(folder.spec, tiny(evals=[]).to_yaml())
+    return folder
 
 
 def inspect(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -47,7 +60,10 @@ def is_picture(path: Path) -> bool:
 
 
 class TestCommand:
-    def test_a_jobs_pictures_page_and_numbers(self, job: Home, tmp_path: Path) -> None:
+    def test_a_jobs_pictures_page_and_numbers(self, home: Path, tmp_path: Path) -> None:
+        spec = tiny(evals=[], optim__epochs=1)
+        execute(spec, Home(home).job(JOB).run("run"), identity())
+        write_atomic(Home(home).job(JOB).spec, spec.to_yaml())
         done = inspect(JOB, "--draws", "4", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         folder = tmp_path / f"inspect-{JOB}"
@@ -68,20 +84,21 @@ class TestCommand:
         assert str(Path(f"inspect-{JOB}") / "index.html") in done.stdout.splitlines()[-1]
 
     def test_json_is_the_document(
-        self, job: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, job: JobFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        run = job.job(JOB).run("run")
         photographs = tmp_path / "photographs"
         photographs.mkdir()
         for number, pixels in enumerate(load_sample_images().images):
             Image.fromarray(pixels).save(photographs / f"{number}.jpg")
         words = ["--json", "--out", str(tmp_path / "x"), "--images", str(photographs)]
-        assert inspecting.main([str(next(run.checkpoints.iterdir())), *words]) == 0
+        assert inspecting.main([str(next(job.run("run").checkpoints.iterdir())), *words]) == 0
         told = json.loads(capsys.readouterr().out)
         assert told == read_json(tmp_path / "x" / "diagnostics.json")
         assert told["run"]["images"] == f"{photographs}/0.jpg, {photographs}/1.jpg"
         assert len(told["predictions"]["error_by_patch"]) == 2
-        assert "own data" in told["absent"][0]
+        assert [text.partition(":")[0] for text in told["absent"]] == [
+            "Over training", "Rank, spread and drift of features",
+        ]  # fmt: skip
 
     def test_what_is_no_run_is_bad_input(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert inspecting.main(["j_nothing"]) == Exit.BAD_INPUT
@@ -91,14 +108,11 @@ class TestCommand:
 
 
 class TestRuns:
-    def test_an_mlflow_run_is_known_by_its_id(
-        self, home: Path, mlflow_uri: str, tmp_path: Path
-    ) -> None:
-        lab = Home(home)
-        run = lab.job("j_test").run("run")  # as `identity` calls its job
-        summary = execute(tiny(evals=[], optim__epochs=1), run, identity())
-        found = inspecting.named(str(summary.mlflow_run_id), Settings())
-        assert found == run.checkpoints / "step-00000019"
+    def test_an_mlflow_run_is_known_by_its_id(self, job: JobFolder, mlflow_uri: str) -> None:
+        mlflow = client(mlflow_uri)
+        run_id = mlflow.create_run("0", tags={"stoplab.job_id": JOB}).info.run_id
+        found = inspecting.named(run_id, Settings())
+        assert found == job.run("run").checkpoints / "step-00000000"
         with pytest.raises(NotFound, match="MLflow knows no run"):
             inspecting.named("0" * 32, Settings())
 
@@ -106,9 +120,13 @@ class TestRuns:
         self, home: Path, tmp_path: Path
     ) -> None:
         run = Home(home).job(JOB).run("run")
-        execute(tiny(evals=[], optim__epochs=1, positions__kind="deterministic"), run, identity())
+        saved(run, home / "cache", positions__kind="deterministic")
+        write_atomic(run.spool, json.dumps(
+            {"at": 1, "verb": "metrics", "step": 1, "values": {"stop/a_norm": 1.0}}
+        ) + "\n")  # fmt: skip
         document, folder = inspecting.inspect_run(str(run.root), tmp_path / "out", [], 4)
         assert {path.name for path in folder.glob("*.png")} == PICTURES - {"positions.png"}
+        assert document["history"] == {"stop/a_norm": [(1, 1.0)]}
         assert "spectrum" not in document
         assert document["predictions"]["spread"] is None
         assert document["predictions"]["draws"] == 1
@@ -131,20 +149,21 @@ class TestRuns:
                 inspecting.named(name, Settings())
 
     def test_without_the_runs_data_it_draws_on_sample_photographs(
-        self, job: Home, tmp_path: Path
+        self, job: JobFolder, tmp_path: Path
     ) -> None:
-        run = job.job(JOB).run("run")
+        run = job.run("run")
         text = run.spec.read_text().replace("train: digits", f"train: {tmp_path}/gone-0.tar")
         write_atomic(run.spec, text)
         document, _ = inspecting.inspect_run(JOB, tmp_path / "out", [], 2)
         assert "sample photographs" in document["run"]["images"]
         assert "features" not in document
+        assert "history" not in document
 
     @pytest.mark.parametrize(
         ("images", "draws", "wrong"), [(40, 4, "40 were given"), (1, 1, "1 must be from 2")]
     )
     def test_too_much_is_refused(
-        self, job: Home, tmp_path: Path, images: int, draws: int, wrong: str
+        self, job: JobFolder, tmp_path: Path, images: int, draws: int, wrong: str
     ) -> None:
         files = [tmp_path / "x.png"] * images
         with pytest.raises(SpecError, match=wrong):

@@ -106,6 +106,7 @@ def lines(axis: Any, series: dict[str, list[tuple[int, float]]], title: str, uni
     axis.set_ylabel(unit, fontsize=SMALL)
     low, high = axis.get_ylim()
     axis.set_ylim(min(0.0, low), max(0.0, high) + 0.05 * abs(high))
+    axis.locator_params(nbins=5)
     axis.grid(alpha=0.3)
     if len(axis.lines) > 1:
         axis.legend(fontsize=SMALL)

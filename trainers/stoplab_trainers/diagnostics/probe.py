@@ -57,12 +57,13 @@ class Probe:
     def look(self, encoder: Encoder) -> Look:
         """The features, each token normalised over its channels as the targets are."""
         device = next(encoder.parameters()).device
-        pooled, kept = [], []
-        for images in self.images.split(BATCH):
+        pooled: list[Tensor] = []
+        kept: list[Tensor] = []
+        for images in torch.split(self.images, BATCH):
             tokens = encoder(normalise(images.to(device))).float()
             tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=TARGET_EPS)
             pooled.append(tokens.mean(dim=1).cpu())
-            if sum(map(len, kept)) < PATCH_IMAGES:
+            if len(kept) * BATCH < PATCH_IMAGES:
                 kept.append(tokens.cpu())
         return Look(torch.cat(pooled), torch.cat(kept)[:PATCH_IMAGES])
 
