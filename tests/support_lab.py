@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,17 @@ class Stoplab:
     def left(self) -> list[str]:
         """Processes of the home's lab that live."""
         return living(MARK, lambda value: value.partition("@")[2] == str(self.home))
+
+    @contextmanager
+    def up(self) -> Iterator[Stoplab]:
+        """The lab in the background on ports that are free; taken down afterwards."""
+        self.home.mkdir(exist_ok=True)
+        self.json("up", "--detach", "--port", 0, "--mlflow-port", 0, "--ray-port", 0)
+        try:
+            yield self
+            self.json("down")
+        finally:
+            self.clean()
 
     def clean(self) -> None:
         """Kill what a failed test left."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from stoplab_platform.ledger import Cell
 from stoplab_platform.specs import ComparisonSpec, RunSpec
+from stoplab_platform.specs.objective import IjepaObjective
 
 EQUAL, SEED_ONLY, BROKEN = "equal", "seed-paired", "broken"
 SHORT = 12  # characters of a hash that people see
@@ -51,9 +52,12 @@ def baseline(run: RunSpec) -> str | None:
 
     `ijepa`: deterministic with the mask token, or stoplab's StoP at noise_std 0, which is the
     same. `stop_sigma0`: the authors' StoP at noise 0. `official_off`: the authors' code with its
-    flag off, which has no mask token and is not I-JEPA. None: no baseline.
+    flag off, which has no mask token and is not I-JEPA. None: no baseline, as with other targets
+    or a learned table.
     """
     positions = run.positions
+    if run.objective != IjepaObjective(kind="ijepa") or positions.table == "learned":
+        return None
     official = positions.parametrization == "official"
     if positions.kind == "deterministic":
         return "official_off" if official else "ijepa"
@@ -77,7 +81,7 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
     official = getattr(run.masking, "sampler", "fixed") == "official"
     schedule = (data.train, data.shuffle, optim.batch_size, optim.epochs)
     return {
-        "init": (run.model, run.grid),
+        "init": (run.model, run.grid, run.objective.output_width(run.model.sizes())),
         # Of records without parts: weights that these positions alone have count there too.
         "init/": (run.positions.parametrization, getattr(run.positions, "covariance", "learned")),
         "samples": schedule,

@@ -73,11 +73,7 @@ def _row(run: RunSpec, cell: Cell, metric: str, fractions: dict[str, float]) -> 
     if key not in fractions:  # simulated, so it takes a moment
         fractions[key] = effective_ratio(run.masking, run.grid)
     hours = hours_of(cell, run.compute)
-    return Row(_noise(run), fractions[key], cell.seed, cell.metrics[metric], hours)
-
-
-def _noise(run: RunSpec) -> float:
-    return 0.0 if run.positions.kind == "deterministic" else float(run.positions.noise_std)
+    return Row(run.positions.noise_std, fractions[key], cell.seed, cell.metrics[metric], hours)
 
 
 def _one_baseline(rows: Sequence[Row], names: Sequence[str | None]) -> tuple[str | None, list[Row]]:

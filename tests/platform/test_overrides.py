@@ -74,6 +74,7 @@ class TestOverride:
         assert applied(base, {"positions.kind": "deterministic"}, RunSpec).plain()["positions"] == {
             "kind": "deterministic",
             "parametrization": "stoplab",
+            "table": "fixed",
         }
 
     def test_also_by_the_same_kind(self, base: RunSpec) -> None:

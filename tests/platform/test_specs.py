@@ -204,9 +204,6 @@ class TestAllProblemsAtOnce:
 
 
 class TestMeaning:
-    def test_what_cannot_be_trained_is_refused(self) -> None:
-        assert problems(small(objective="mae")).keys() == {"objective"}
-
     def test_evaluations_need_labels(self) -> None:
         data = {"train": "/data/train.tar"}
         assert problems(small(data=data)).keys() == {"data.eval"}

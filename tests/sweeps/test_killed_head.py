@@ -22,14 +22,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Stoplab]:
-    (tmp_path / "lab").mkdir()
-    lab = Stoplab(tmp_path / "lab", tmp_path)
-    lab.json("up", "--detach", "--port", 0, "--mlflow-port", 0, "--ray-port", 0)
-    try:
+    with Stoplab(tmp_path / "lab", tmp_path).up() as lab:
         yield lab
-        lab.json("down")
-    finally:
-        lab.clean()
 
 
 def kill_head(lab: Stoplab) -> list[str]:

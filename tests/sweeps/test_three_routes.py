@@ -28,14 +28,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Stoplab]:
-    (tmp_path / "lab").mkdir()
-    lab = Stoplab(tmp_path / "lab", HOUSE)
-    lab.json("up", "--detach", "--port", 0, "--mlflow-port", 0, "--ray-port", 0)
-    try:
+    with Stoplab(tmp_path / "lab", HOUSE).up() as lab:
         yield lab
-        lab.json("down")
-    finally:
-        lab.clean()
 
 
 def by_command_line(lab: Stoplab) -> None:

@@ -135,6 +135,14 @@ class TestRuns:
         assert "These positions take no noise" in page
         assert "noise_to_signal" not in page  # its 0 is no measurement
 
+    def test_a_run_that_predicts_pixels(self, home: Path, tmp_path: Path) -> None:
+        run = Home(home).job(JOB).run("run")
+        random = {"kind": "random", "ratio": 0.5}
+        path = saved(run, home / "cache", objective={"kind": "mae"}, masking=random)
+        document, _ = inspecting.inspect_run(str(path), tmp_path / "out", [], 4)
+        assert document["predictions"]["error"] > 0
+        assert document["predictions"]["spread"] > 0
+
     def test_a_study_names_its_runs(self, home: Path) -> None:
         folder = Home(home).job("j_study")
         base = tiny().plain()

@@ -49,7 +49,8 @@ from stoplab_trainers.diagnostics.probe import Probe, features_stats, first_imag
 from stoplab_trainers.diagnostics.watching import spooled_series
 from stoplab_trainers.evaluation import checkpoint_path
 from stoplab_trainers.model.encoder import Encoder
-from stoplab_trainers.model.jepa import Jepa, build_model, target_of
+from stoplab_trainers.model.jepa import Jepa
+from stoplab_trainers.objective import objective_of
 
 log = logging.getLogger("stoplab.inspect")
 
@@ -153,9 +154,10 @@ def weights_of(path: Path) -> Weights:
     if not isinstance(spec, RunSpec):
         raise CheckpointError(f"{path} belongs to no pretraining run")
     step, state = checkpoint.load(path, identity=None)
-    model = build_model(spec)
+    objective = objective_of(spec)
+    model = objective.build(spec)
     model.load_state_dict(state["model"])
-    target = target_of(model.encoder)
+    target = objective.target(model.encoder)
     target.load_state_dict(state["target"])
     return Weights(spec, step, model, target, folder)
 
@@ -205,7 +207,7 @@ def _add_features(made: Album, found: Weights, shards: ShardSet | None) -> None:
         made.absent.append("Rank, spread and drift of features: they need the run's own data.")
         return
     probe = Probe.of(shards, found.spec.data.image_size)
-    start = probe.look(build_model(found.spec).encoder)
+    start = probe.look(objective_of(found.spec).build(found.spec).encoder)
     made.numbers["features"] = features_stats(probe.look(found.target), start)
     made.numbers["untrained"] = features_stats(start, start)
 

@@ -218,6 +218,7 @@ def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
         "data": shards.fingerprint,
         "plan": PLAN_VERSION,
         "sampler": SAMPLER_VERSION,
+        **({"plugins": plugins} if (plugins := spec.plugins()) else {}),
     }
 
 

@@ -34,7 +34,7 @@ def is_place(path: Sequence[str | int]) -> bool:
     elif words[:1] == ["arms"]:
         words = words[2:]
     elif words[:1] == ["space"]:
-        words = words[1:2]  # the axis; below it stand its values
+        words = [*words[1:2], *words[3:]]  # the axis, and the fields of a value that has some
     return ".".join(words) in FIELDS
 
 

@@ -101,7 +101,7 @@ POSITIONS = Picture(
 )  # fmt: skip
 PREDICTIONS = Picture(
     "predictions.png", "Predictions under noise",
-    "How far the mean prediction of each patch is from the feature it should be, and how much the "
+    "How far the mean prediction of each patch is from what it should be, and how much the "
     "prediction changes from draw to draw; bare patches were in no target block.",
 )  # fmt: skip
 HISTORY = Picture(

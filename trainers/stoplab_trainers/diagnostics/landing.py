@@ -39,7 +39,7 @@ def landing(
     model: Jepa, spec: RunSpec, at: Int64[Tensor, " n"], draws: int
 ) -> Float[Tensor, "n patch"]:
     """For each patch of ``at`` the share of ``draws`` in which each patch is nearest."""
-    table = model.predictor.pos_embed[0]
+    table = model.predictor.table
     moved = displacements(model, spec, len(at), draws)
     nearest = torch.cdist(table[at.to(table.device)] + moved, table).argmin(dim=-1)
     counts = torch.zeros(len(at), len(table), device=table.device)

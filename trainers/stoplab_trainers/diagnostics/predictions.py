@@ -12,7 +12,8 @@ from stoplab_platform.specs import RunSpec
 from stoplab_trainers.diagnostics.landing import noise_of
 from stoplab_trainers.masking import TensorMasks, draw_masks
 from stoplab_trainers.model.encoder import Encoder
-from stoplab_trainers.model.jepa import Jepa, target_features
+from stoplab_trainers.model.jepa import Jepa
+from stoplab_trainers.objective import objective_of
 
 MASKS = 4  # of each image, so that most of its patches are predicted
 
@@ -21,12 +22,12 @@ MASKS = 4  # of each image, so that most of its patches are predicted
 class Predicted:
     """By image and patch; NaN where a patch was in no target block.
 
-    Both are rms over channels, and targets have unit variance: an error of 1 is what predicting
-    nothing at all would have.
+    Both are rms over channels. Targets that are features have unit variance: an error of 1 is
+    what predicting nothing at all would have.
     """
 
     error: Float[Tensor, "b patch"]
-    """Distance between the mean prediction over draws and the target feature."""
+    """Distance between the mean prediction over draws and the target."""
     spread: Float[Tensor, "b patch"] | None
     """Deviation of the prediction over draws; None without noise."""
 
@@ -43,14 +44,14 @@ def predicted(
 
     ``images`` are normalised, on the model's device, and no more than a batch.
     """
-    noisy = model.predictor.noise.noise_std > 0
+    objective, noisy = objective_of(spec), model.predictor.noise.noise_std > 0
     error = [_Means(spec.grid**2) for _ in images]
     spread = [_Means(spec.grid**2) for _ in images]
     for step in range(MASKS):
         for row, image in enumerate(images):
             masks = draw_masks(spec, step, slice(row, row + 1), image.device)
             found = _draws(model, spec, image[None], masks, step, draws if noisy else 1)
-            wanted = target_features(target, image[None], masks.targets)[0]
+            wanted = objective.targets(target, image[None], masks)[0]
             where = masks.targets.flatten()
             error[row].add(where, (found.mean(dim=0) - wanted).square().mean(-1).sqrt())
             if noisy:

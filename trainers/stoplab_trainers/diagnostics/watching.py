@@ -14,7 +14,6 @@ from stoplab_trainers.diagnostics.noise import spectrum, spectrum_stats
 from stoplab_trainers.diagnostics.pictures import Points, metric_names
 from stoplab_trainers.diagnostics.probe import Probe, features_stats, first_images, token_std
 from stoplab_trainers.loop import Run, StepReport
-from stoplab_trainers.model.jepa import build_model
 
 log = logging.getLogger("stoplab.train")
 
@@ -35,7 +34,7 @@ class Watching:
         self._tracker, self._folder = tracker, folder
         self._every = min(max(run.plan.steps_per_epoch, LEAST_STEPS), MOST_STEPS)
         self._probe = Probe.of(run.shards, run.spec.data.image_size)
-        untrained = build_model(run.spec)
+        untrained = run.objective.build(run.spec)
         self._start = self._probe.look(untrained.encoder.to(run.world.device))
         start = features_stats(self._start, self._start)
         tracker.metrics(0, start)
