@@ -179,6 +179,16 @@ class TestCollapse:
         execute(tiny(evals=[]), run, identity())
         assert not run.alarm.exists()
         assert read_json(run.progress)["warning"] is None
+        lines = read_lines(run.spool)
+        kept = [Path(line["path"]).name for line in lines if line["verb"] == "artifact"]
+        pictures = ["coverage.png", "positions.png", "predictions.png", "history.png"]
+        assert kept == ["spec.yaml", "masks.png", *pictures]
+        first = [line["values"] for line in lines if line["verb"] == "metrics" and not line["step"]]
+        assert {name for values in first for name in values} == {
+            "mask/context_coverage", "mask/target_coverage", "mask/shortest_context",
+            "collapse/rankme", "collapse/pooled_std", "collapse/target_drift",
+            "position/location_r2",
+        }  # fmt: skip
 
     def test_features_of_places_alone_are_a_collapse_too(self, tmp_path: Path) -> None:
         """Weights decay to nothing: tokens still differ by their places, images no longer do."""
