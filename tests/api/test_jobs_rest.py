@@ -156,8 +156,13 @@ class TestPaths:
         assert base["data"]["train"][0] == "a.tar", "the original stays"
 
     def test_an_evaluations_own(self) -> None:
-        spec = {"checkpoint": {"path": "runs/1"}, "data": {"train": "digits/train", "test": "t"}}
+        spec = {
+            "checkpoint": {"path": "runs/1"},
+            "data": {"train": "digits/train", "test": "t"},
+            "protocols": [{"kind": "knn", "k": [1, 2]}, {"kind": "low_shot", "list": "few.txt"}],
+        }
         assert absolute_paths(spec, Path("/r")) == {
+            "protocols": [{"kind": "knn", "k": [1, 2]}, {"kind": "low_shot", "list": "/r/few.txt"}],
             "checkpoint": {"path": "/r/runs/1"},
             "data": {"train": "digits/train", "test": "/r/t"},
         }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stoplab_platform.errors import SpecError
-from stoplab_platform.specs import RunSpec, parse, parse_spec
+from stoplab_platform.specs import RunSpec, applied, parse, parse_spec
 from support_specs import small
 
 
@@ -30,6 +30,11 @@ def test_an_objective_without_options_is_a_text() -> None:
     whole = run(objective={"kind": "mae"}, masking={"kind": "random"})
     assert run(objective="mae", masking={"kind": "random"}).digest() == whole.digest()
     assert run(objective="ijepa").digest() == run().digest()
+    assert (whole.plain()["objective"], run().plain()["objective"]) == ("mae", "ijepa")
+    assert parse_spec(whole.plain()) == whole
+    pooled = applied(run(), {"objective.target_pool": "max"}, RunSpec)
+    assert pooled.plain()["objective"] == {"kind": "ijepa", "target_pool": "max"}
+    assert applied(pooled, {"objective": "ijepa"}, RunSpec) == run()
     assert problems(small(objective=5)).keys() == {"objective"}
     (message,) = problems(small(objective="pixels")).values()
     assert "'pixels' is none of 'ijepa', 'mae'" in message

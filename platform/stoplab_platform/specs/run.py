@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from stoplab_platform.errors import Problem
 from stoplab_platform.masks import infeasible
 from stoplab_platform.plugins import versions
 from stoplab_platform.specs.base import Path, Spec, canonical_digest
 from stoplab_platform.specs.data import DataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
 from stoplab_platform.specs.model import ModelSpec
@@ -139,6 +139,15 @@ class RunSpec(Spec):
     limits: JobLimits = JobLimits()
     """Where the job ends unfinished; its last checkpoint is kept. In a study: the study's own."""
 
+    @model_serializer(mode="wrap")
+    def _in_short(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An objective of which nothing but the kind is said is written as that text."""
+        data: dict[str, Any] = written(self)
+        objective = self.objective
+        if "objective" in data and objective == type(objective)(kind=objective.kind):
+            data["objective"] = objective.kind
+        return data
+
     @property
     def grid(self) -> int:
         """Patches along one side of the image."""
@@ -165,6 +174,8 @@ class RunSpec(Spec):
         names = self.metrics()
         if len(set(names)) != len(names):
             yield Problem(("evals",), "each protocol may appear once")
+        for path, message in deeper_than(self.evals, self.model.sizes().depth):
+            yield Problem(("evals", *path), message, (("model",),))
         patch = self.model.sizes().patch_size
         sets_patch = ("model", "patch_size" if self.model.patch_size else "encoder")
         if self.data.image_size % patch or self.data.image_size < 2 * patch:
