@@ -18,6 +18,8 @@ from stoplab_platform.tracking.base import flatten
 
 RETOLD = ("start", "metrics", "tags")
 """Lines of a spool that hold for a run that goes on elsewhere."""
+SPOILT = (ReasonCode.DIVERGED, ReasonCode.COLLAPSED)
+"""Ends of runs whose last checkpoints are not worth going on from."""
 
 
 def adopt(job: Job, home: Home) -> None:
@@ -53,12 +55,12 @@ def adopt_cells(source: JobFolder, target: JobFolder) -> None:
 def adopt_run(source: JobFolder, target: JobFolder, job: Job) -> None:
     """Give a run the checkpoints of an unfinished one with its spec, and what that one logged.
 
-    One that diverged is begun anew: what it saved last may hold no numbers either.
+    One that diverged or collapsed is begun anew: what it saved last is no better.
     """
     before, after = source.run("run"), target.run("run")
     result = last_result(source)
-    diverged = result is not None and result.reason_code is ReasonCode.DIVERGED
-    if before.summary.exists() or diverged or after.spool.exists():
+    spoilt = result is not None and result.reason_code in SPOILT
+    if before.summary.exists() or spoilt or after.spool.exists():
         return
     _link_checkpoints(before, after)
     if before.scores.exists():

@@ -57,6 +57,11 @@ class RunFolder:
         return self.root / "progress.json"
 
     @property
+    def alarm(self) -> Path:
+        """Present when the features collapsed: step, measure, value, start, message."""
+        return self.root / "alarm.json"
+
+    @property
     def summary(self) -> Path:
         """Final metrics, digests and certificate of a run that ended well."""
         return self.root / "summary.json"

@@ -200,7 +200,9 @@ class TestResults:
         found = moves(job("RUNNING"), result=result("SUCCEEDED"), runner=says("FAILED"), quiet_s=99)
         assert found == [(State.SUCCEEDED, None)]
 
-    @pytest.mark.parametrize("reason", ["BAD_INPUT", "RUN_ERROR", "DIVERGED", "DATA_MISSING"])
+    @pytest.mark.parametrize(
+        "reason", ["BAD_INPUT", "RUN_ERROR", "DIVERGED", "DATA_MISSING", "COLLAPSED"]
+    )
     def test_what_would_repeat_itself_fails_at_once(self, reason: str) -> None:
         (move,) = actions(job("RUNNING"), result=result("FAILED", reason, "why"))
         assert move == Move(State.FAILED, ReasonCode(reason), "why")

@@ -22,9 +22,11 @@ from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
 from stoplab_trainers import checkpoint
-from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.shards import ShardSet
-from stoplab_trainers.diagnostics import masks_figure
+from stoplab_trainers.diagnostics.coverage import coverage
+from stoplab_trainers.diagnostics.masks import masks_figure
+from stoplab_trainers.diagnostics.probe import first_images
+from stoplab_trainers.diagnostics.watching import PICTURED, Watching, leave_pictures
 from stoplab_trainers.hooks import (
     Evaluating,
     OnScores,
@@ -46,7 +48,6 @@ PRUNED = "PRUNED"
 """The intent of a stop that a sweep's scheduler decided."""
 PLAN_VERSION = 1
 SAMPLER_VERSION = 1
-PICTURED = 4  # images in masks.png
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,16 @@ def run_rank(
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
         last, telling = Last(), ProgressFile(folder, on_progress)
+        watching = Watching(run, tracker, folder)
         stopping = Stopping(stop_files, saving, _fence(settings))
-        train(run, [last, Reporting(tracker), telling, *judging, saving, stopping])
+        train(run, [last, Reporting(tracker), watching, telling, *judging, saving, stopping])
         found = _judged(run, scores, folder, tracker)
+        leave_pictures(run, folder, tracker)
         weights = checkpoint.weights_sha256(_weights(run))
         tracker.tags({"stoplab.weights_sha256": weights})
         tracker.finish("FINISHED")
     summary = Summary(
-        metrics={**last.metrics, **found},
+        metrics={**last.metrics, **watching.metrics, **found},
         certificate=run.record.certificate(),
         facts=facts | (scores.facts() if scores else {}),
         run_digest=identity.run_digest,
@@ -270,7 +273,7 @@ def _given(path: Path) -> dict[str, str]:
 
 
 def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:
-    """A tag to group by; the spec and a picture of its masks on real images, once."""
+    """A tag to group by; the spec, what its masks cover, and a picture of them, once."""
     # The scales behind a ratio differ from grid to grid.
     ratio = effective_ratio(spec.masking, spec.grid)
     tracker.tags({"stoplab.masking_ratio": f"{ratio:.2f}"})
@@ -279,12 +282,13 @@ def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: Spoo
         return
     write_atomic(folder.spec, spec.to_yaml())
     tracker.artifact(folder.spec)
-    images = [
-        whole(decode(shards.read(i)), spec.data.image_size)
-        for i in range(min(PICTURED, len(shards)))
-    ]
+    seen = coverage(spec)
+    tracker.metrics(0, seen.stats())
+    for fault in seen.faults():
+        log.warning("masks: %s", fault)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    masks_figure(spec, torch.stack(images), picture)
+    images = first_images(shards, spec.data.image_size, PICTURED)
+    masks_figure(spec, images, picture)
     tracker.artifact(picture)
 
 

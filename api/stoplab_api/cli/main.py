@@ -12,6 +12,7 @@ from stoplab_api.cli import (
     doctor,
     estimate,
     export,
+    inspecting,
     jobs,
     keeping,
     lab,
@@ -38,7 +39,8 @@ def _calm() -> None:
 
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
-    run.train, run.sweep, run.evaluate, export.export, estimate.estimate, submit.submit,
+    run.train, run.sweep, run.evaluate, estimate.estimate, submit.submit,
+    export.export, inspecting.inspect,
     keeping.events, keeping.prune, keeping.backup, keeping.restore,
 ):  # fmt: skip
     app.command()(command)

@@ -24,6 +24,8 @@ class Trained:
 
     Attributes:
         spec: what was run.
+        folder: the run's.
+        step: steps that the weights have seen.
         model: the student.
         target: the EMA encoder: what the probes see, and what is exported.
         scores: the final evaluations; none where the run was not finished at this step.
@@ -31,6 +33,8 @@ class Trained:
     """
 
     spec: RunSpec
+    folder: RunFolder
+    step: int
     model: Jepa
     target: Encoder
     scores: Mapping[str, float]
@@ -76,7 +80,9 @@ def open_trained(found: Found) -> Trained:
         "init_from": facts.get("init_from"),
     }
     provenance = {name: str(value) for name, value in known.items() if value}
-    return Trained(spec, model.eval(), target.eval(), final.get("metrics", {}), provenance)
+    return Trained(
+        spec, found.run, step, model.eval(), target.eval(), final.get("metrics", {}), provenance
+    )
 
 
 def _job_id(run: RunFolder) -> str | None:
