@@ -210,7 +210,7 @@ def _stopping(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
             yield end
     elif grace_over:
         yield Kill("the grace is over")
-        if seen.runner is None and seen.quiet_s > patience.quiet_s:
+        if seen.quiet_s > (patience.quiet_s if seen.runner is None else patience.silent_s):
             yield end
 
 

@@ -297,3 +297,12 @@ class TestStopping:
         seen: dict[str, Any] = {"stop_asked": True, "beating": True, "runner": None}
         assert moves(self.CANCEL, waited_s=60, quiet_s=1, **seen) == []
         assert moves(self.CANCEL, waited_s=60, quiet_s=11, **seen)[0][0] is State.CANCELLED
+
+    @pytest.mark.parametrize("word", ["RUNNING", "PENDING"])
+    def test_ends_what_is_silent_for_long_whatever_the_runner_says(self, word: str) -> None:
+        seen: dict[str, Any] = {"stop_asked": True, "beating": True, "runner": says(word)}
+        assert moves(self.CANCEL, waited_s=86400, quiet_s=59, **seen) == []
+        kill, end = actions(self.CANCEL, waited_s=86400, quiet_s=61, **seen)
+        assert isinstance(kill, Kill)
+        assert isinstance(end, Move)
+        assert end.to is State.CANCELLED
