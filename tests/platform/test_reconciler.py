@@ -354,6 +354,7 @@ class TestWhatIsAway:
             return 0
 
         monkeypatch.setattr(settle.tracking, "finish_runs", flaky)
+        monkeypatch.setattr(settle.tracking, "answers", lambda _uri: False)
         monkeypatch.setattr(settle, "AGAIN_S", 0.1)
         with running_lab(home, trainer(1)) as lab:
             job = lab.submit()
