@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 from typing import Any
 
 from stoplab_platform.handoff import last_result
@@ -109,5 +108,11 @@ def _link_checkpoints(before: RunFolder, after: RunFolder) -> None:
 
 def _link(source: str, target: str) -> None:
     """The same file under another name: checkpoints are large, and never written to again."""
-    with suppress(FileExistsError):
+    try:
         os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system that knows no second names: a copy, whole or not at all
+        draft = f"{target}.draft"
+        copyfile(source, draft)
+        os.replace(draft, target)

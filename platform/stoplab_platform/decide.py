@@ -119,6 +119,27 @@ def decide(job: Job, seen: Seen, patience: Patience) -> list[Action]:
     return list(_starting(job, seen, patience))
 
 
+def recover(
+    job: Job,
+    seen: Seen,
+    patience: Patience,
+    reason: ReasonCode,
+    said: str | None,
+    *,
+    explain: bool = True,
+) -> Move:
+    """The next attempt, while the budget of this kind of failures lasts."""
+    message = explained(reason, said) if explain else said
+    used = seen.recoveries.get(reason, 0)
+    if used < budget(reason, seen.max_failures):
+        wait_s = patience.back_off * back_off_s(reason, used + 1)
+        follows = f"attempt {job.attempt + 1} starts in {wait_s:g} s"
+        message = f"{message}; {follows}" if message else follows
+        return Move(State.RECOVERING, reason, message, next_attempt=True)
+    again = f"{reason} once more after {used} restarts: {message}"
+    return Move(State.FAILED, ReasonCode.RETRIES_EXHAUSTED, again)
+
+
 def _starting(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
     if seen.beating:
         yield Move(State.RUNNING)
@@ -129,10 +150,10 @@ def _starting(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
     elif seen.runner.state is RunnerState.ABSENT:
         yield Start()
     elif seen.over and seen.told_s > patience.quiet_s:
-        yield from _recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
+        yield recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
     elif seen.told_s > patience.start_s:
         yield Kill(f"no heartbeat {patience.start_s:g} s after its start")
-        yield from _recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
+        yield recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
 
 
 def _pause_s(job: Job, seen: Seen, patience: Patience) -> float:
@@ -150,11 +171,11 @@ def _running(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
         lost = seen.runner.state is RunnerState.ABSENT
         reason = ReasonCode.NODE_LOST if lost else cause_in(told) or ReasonCode.WORKER_ERROR
         yield Kill("no heartbeat, no result")
-        yield from _recover(job, seen, patience, reason, f"ended without a result: {told}")
+        yield recover(job, seen, patience, reason, f"ended without a result: {told}")
     elif seen.quiet_s > patience.silent_s:
         said = f"no heartbeat for {patience.silent_s:g} s"
         yield Kill(said)
-        yield from _recover(job, seen, patience, ReasonCode.HEARTBEAT_LOST, said)
+        yield recover(job, seen, patience, ReasonCode.HEARTBEAT_LOST, said)
     elif seen.exceeded is not None:
         code, message = seen.exceeded.code, seen.exceeded.message
         yield Move(State.STOPPING, code, message, intent=Intent.FAILED)
@@ -169,29 +190,7 @@ def _ended(job: Job, seen: Seen, patience: Patience, result: Result) -> Iterator
     else:
         unasked = result.outcome == "STOPPED"
         reason = ReasonCode.PREEMPTED if unasked else result.reason_code or ReasonCode.WORKER_ERROR
-        yield from _recover(job, seen, patience, reason, result.message, explain=unasked)
-
-
-def _recover(
-    job: Job,
-    seen: Seen,
-    patience: Patience,
-    reason: ReasonCode,
-    said: str | None,
-    *,
-    explain: bool = True,
-) -> Iterator[Action]:
-    """The next attempt, while the budget of this kind of failures lasts."""
-    message = explained(reason, said) if explain else said
-    used = seen.recoveries.get(reason, 0)
-    if used < budget(reason, seen.max_failures):
-        wait_s = patience.back_off * back_off_s(reason, used + 1)
-        follows = f"attempt {job.attempt + 1} starts in {wait_s:g} s"
-        message = f"{message}; {follows}" if message else follows
-        yield Move(State.RECOVERING, reason, message, next_attempt=True)
-    else:
-        again = f"{reason} once more after {used} restarts: {message}"
-        yield Move(State.FAILED, ReasonCode.RETRIES_EXHAUSTED, again)
+        yield recover(job, seen, patience, reason, result.message, explain=unasked)
 
 
 def _stopping(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:

@@ -27,11 +27,14 @@ from stoplab_platform.decide import (
     Start,
     Wait,
     decide,
+    recover,
 )
-from stoplab_platform.errors import Conflict, RunnerUnavailable, StoreUnavailable
+from stoplab_platform.errors import Conflict, Fenced, RunnerUnavailable, StoreUnavailable
+from stoplab_platform.failures import cause_in
+from stoplab_platform.fence import owner
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
-from stoplab_platform.jobs.states import State
+from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.observe import Observer
 from stoplab_platform.pulse import Pulse
@@ -127,17 +130,19 @@ class Reconciler:
     def _guarded(self, job: Job) -> None:
         """One job's part of a pass; whatever it meets, the others have theirs."""
         try:
-            for action in decide(job, self._see(job), self._patience):
-                job = self._apply(job, action)
+            seen = self._see(job)
+            for action in decide(job, seen, self._patience):
+                job = self._apply(job, seen, action)
         except Conflict:
             log.info("%s changed meanwhile", job.id)
         except RunnerUnavailable as error:
             log.warning("%s: %s", job.id, error)
         except StoreUnavailable:
             raise
-        except Exception:  # a full disk, a broken file: this job's alone
+        except Exception as error:  # a full disk, a broken file: this job's alone
             self.pulse.lost_sight += 1
             log.exception("%s could not be looked after", job.id)
+            self._note(job, "trouble", f"it could not be looked after: {_said(error)}")
 
     def _see(self, job: Job) -> Seen:
         seen = self._observer.look(job)
@@ -155,13 +160,12 @@ class Reconciler:
         gpus = self._queue.reserved(job).gpus
         return exceeded(job, self._store.history(job.id), gpus, datetime.now(UTC))
 
-    def _apply(self, job: Job, action: Action) -> Job:
+    def _apply(self, job: Job, seen: Seen, action: Action) -> Job:
         match action:
             case Move():
                 return self._move(job, action)
             case Start():
-                self._attempts.start(job)
-                self._note(job, "start", f"handed over as {submission_id(job.id, job.attempt)}")
+                return self._start(job, seen)
             case AskStop():
                 self._attempts.ask_stop(job)
             case Kill():
@@ -171,9 +175,25 @@ class Reconciler:
                 self._note(job, "wait", action.why)
         return job
 
-    def _move(self, job: Job, move: Move) -> Job:
+    def _start(self, job: Job, seen: Seen) -> Job:
+        """Hand it over; what its folder does not allow is a failed start like any other."""
+        try:
+            self._attempts.start(job)
+        except RunnerUnavailable:
+            raise
+        except Fenced as error:  # the database was restored, or missed the folder's last change
+            newest = owner(self._settings.folders.job(job.id))
+            move = Move(State.RECOVERING, ReasonCode.START_FAILED, str(error))
+            return self._move(job, move, attempt=newest + 1)
+        except Exception as error:
+            log.exception("%s could not be started", job.id)
+            reason = cause_in(str(error)) or ReasonCode.START_FAILED
+            return self._move(job, recover(job, seen, self._patience, reason, _said(error)))
+        self._note(job, "start", f"handed over as {submission_id(job.id, job.attempt)}")
+        return job
+
+    def _move(self, job: Job, move: Move, **columns: Any) -> Job:
         log.info("%s %s -> %s %s", job.id, job.state, move.to, move.message or "")
-        columns: dict[str, Any] = {}
         if move.next_attempt:
             columns["attempt"] = job.attempt + 1
         if move.run_digest is not None:
@@ -193,6 +213,10 @@ class Reconciler:
             self._noted.add(key)
             self.pulse.attempts += verb == "start"
             self._store.record(job.id, actor=ACTOR, verb=verb, message=message)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _max_failures(job: Job) -> int:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stoplab_platform import settle
 from stoplab_platform.errors import IllegalMove, RunnerUnavailable
+from stoplab_platform.fence import own
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import ReasonCode, State
+from stoplab_platform.paths import JobFolder, write_atomic
 from stoplab_platform.queueing import Queue
 from stoplab_platform.runner.base import Launch
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.service import Jobs
 from support_invariants import frees
 from support_jobs import DEAF, Lab, running_lab, script, supervisors, trainer
-from support_store import ADMIN, open_store, run_spec, wait_for
+from support_store import ADMIN, lab_settings, open_store, run_spec, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,14 @@ def reason(lab: Lab, job: Job) -> str:
 
 def position(lab: Lab, job: Job) -> int:
     return int(lab.jobs.view(lab.job(job))["status"]["queue"]["position"])
+
+
+def submitted(home: Path, **compute: Any) -> tuple[Job, JobFolder]:
+    """A job, and its folder, of a lab that does not run yet."""
+    settings = lab_settings(home)
+    with open_store(settings.database) as store:
+        job = Jobs(store, settings).submit(ADMIN, run_spec(compute=compute)).job
+    return job, settings.folders.job(job.id)
 
 
 class TestStarting:
@@ -70,6 +81,27 @@ class TestStarting:
             lab.jobs.resume(ADMIN, job.id)
             lab.wait(job, State.SUCCEEDED)
             assert lab.log(job).count("attempt 2 from") == 1
+
+
+class TestStartsThatFail:
+    def test_a_folder_that_cannot_be_prepared(self, home: Path) -> None:
+        job, folder = submitted(home, max_failures=1)
+        write_atomic(folder.mark(1).parent, "a file where a folder has to be")
+        with running_lab(home, trainer(3)) as lab:
+            failed = lab.wait(job, State.FAILED)
+            assert lab.states(job) == ["QUEUED", "STARTING", "RECOVERING", "FAILED"]
+            assert failed.reason_code is ReasonCode.RETRIES_EXHAUSTED
+            assert "START_FAILED" in str(failed.message)
+            assert "owners" in str(failed.message)
+
+    def test_a_folder_that_is_ahead_of_the_database(self, home: Path) -> None:
+        job, folder = submitted(home, max_failures=0)
+        own(folder, 4)
+        with running_lab(home, trainer(3)) as lab:
+            assert lab.wait(job, State.SUCCEEDED).attempt == 5
+            told = lab.store.history(job.id)[2]
+            assert (told.to_state, told.reason_code) == (State.RECOVERING, ReasonCode.START_FAILED)
+            assert "attempt 4 owns" in str(told.message)
 
 
 class TestStopping:
