@@ -37,10 +37,9 @@ class Attempts:
         clear_stop(folder, job.attempt)
         text = yaml.safe_dump(dict(job.spec), sort_keys=False, allow_unicode=True)
         write_atomic(folder.spec, text)
-        if job.retry_of or job.extends:
-            write_json(folder.origin, {"retry_of": job.retry_of, "extends": job.extends})
-        if job.attempt == 1:
+        if (job.retry_of or job.extends) and not folder.origin.exists():
             adopt(job, self._settings.folders)
+            write_json(folder.origin, {"retry_of": job.retry_of, "extends": job.extends})
         write_json(folder.limits, told_limits(job, self._settings))
         own(folder, job.attempt)
         self._runner.start(self._launch(job))

@@ -248,6 +248,15 @@ class TestRetryAndEdit:
         running(store, more)
         jobs.delete(ANA, first.id)
 
+    def test_delete_waits_for_a_retry_that_was_paused_before_its_start(
+        self, jobs: Jobs, store: JobStore, job: Job
+    ) -> None:
+        finished(store, job)
+        again = store.move(jobs.retry(ANA, job.id).job, State.STARTING, actor="x", attempt=1)
+        store.move(jobs.pause(ANA, again.id), State.PAUSED, actor="x")
+        with pytest.raises(IllegalMove, match=again.id):
+            jobs.delete(ANA, job.id)
+
     def test_what_never_started_has_nothing_to_take_over(self, jobs: Jobs, job: Job) -> None:
         jobs.cancel(ANA, job.id)
         again = jobs.retry(ANA, job.id).job

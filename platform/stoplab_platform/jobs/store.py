@@ -322,11 +322,11 @@ def _row(
 
 
 def _heirs(job_id: str) -> Select[str]:
-    """Jobs that go on from this one, and have not taken its runs over yet."""
+    """Jobs that go on from this one, and may not have taken its runs over yet."""
     return select(JobRow.id).where(
         or_(JobRow.retry_of == job_id, JobRow.extends == job_id),
         JobRow.state.not_in(TERMINAL),
-        or_(JobRow.attempt == 0, JobRow.state == State.STARTING),
+        JobRow.started_at.is_(None),
     )
 
 
