@@ -25,7 +25,9 @@ class Patience:
     silent_s: float = 60
     """No heartbeat, whatever the runner says."""
     start_s: float = 120
-    """From the start to the first heartbeat."""
+    """From the moment the runner says that it runs to the first heartbeat."""
+    room_s: float = 24 * 3600
+    """In a cluster that has no room for it yet, or grows."""
     back_off: float = 1
     """What the waits of `failures.TABLE` are multiplied by."""
     kill_s: float = 3
@@ -41,7 +43,7 @@ class Seen:
     waited_s: float = 0
     """Since the observer first saw this state."""
     told_s: float = 0
-    """The same, or since the runner last failed to answer if that is less."""
+    """The same, or since the runner last had no answer or no room for it if that is less."""
     beating: bool = False
     """Whether the attempt has a heartbeat."""
     quiet_s: float = 0
@@ -149,11 +151,24 @@ def _starting(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
         return
     elif seen.runner.state is RunnerState.ABSENT:
         yield Start()
+    elif seen.runner.state is RunnerState.PENDING:
+        yield from _without_room(seen, patience, seen.runner.message)
     elif seen.over and seen.told_s > patience.quiet_s:
         yield recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
     elif seen.told_s > patience.start_s:
         yield Kill(f"no heartbeat {patience.start_s:g} s after its start")
         yield recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
+
+
+def _without_room(seen: Seen, patience: Patience, said: str | None) -> Iterator[Action]:
+    """Taken, and not begun: to kill it would take the cluster its reason to grow."""
+    if seen.waited_s > patience.room_s:
+        told = f"the cluster had no room for it in {patience.room_s / 3600:g} h"
+        yield Kill(told)
+        longest = "as long as an attempt may wait (STOPLAB_ROOM_HOURS)"
+        yield Move(State.FAILED, ReasonCode.START_FAILED, f"{told}, {longest}")
+    elif seen.waited_s > patience.quiet_s:
+        yield Wait(f"the cluster has no room for it yet{f' ({said})' if said else ''}")
 
 
 def _pause_s(job: Job, seen: Seen, patience: Patience) -> float:

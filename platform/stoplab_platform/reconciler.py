@@ -8,6 +8,7 @@ is shared.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -65,7 +66,7 @@ class Reconciler:
         command: Sequence[str] = (),
     ) -> None:
         self._store, self._settings = store, settings
-        self._patience = patience or Patience()
+        self._patience = patience or Patience(room_s=settings.room_hours * 3600 or math.inf)
         self._queue = Queue(store, runner, settings)
         self._observer = Observer(settings.folders, runner, self._patience)
         self._attempts = Attempts(runner, settings, command)
@@ -172,7 +173,8 @@ class Reconciler:
                 self._attempts.kill(job)
                 self._note(job, "kill", action.why)
             case Wait():
-                self._note(job, "wait", action.why)
+                if job.message != action.why:
+                    return self._store.tell(job, action.why, actor=ACTOR, verb="wait")
         return job
 
     def _start(self, job: Job, seen: Seen) -> Job:

@@ -89,11 +89,27 @@ class TestStarting:
         assert str(move.message).endswith("attempt 2 starts in 5 s")
 
     def test_hangs_in_the_cluster(self, state: str) -> None:
-        assert actions(job(state), runner=says("PENDING"), told_s=119) == []
-        kill, move = actions(job(state), runner=says("PENDING"), told_s=121)
+        assert actions(job(state), runner=says("RUNNING"), told_s=119) == []
+        kill, move = actions(job(state), runner=says("RUNNING"), told_s=121)
         assert isinstance(kill, Kill)
         assert isinstance(move, Move)
-        assert move.reason_code is ReasonCode.START_FAILED
+        assert (move.to, move.reason_code) == (State.RECOVERING, ReasonCode.START_FAILED)
+
+    def test_waits_for_room_in_the_cluster_and_says_so(self, state: str) -> None:
+        assert actions(job(state), runner=says("PENDING"), waited_s=9) == []
+        for waited_s in (11, 23 * 3600):
+            (wait,) = actions(job(state), runner=says("PENDING", "no GPU"), waited_s=waited_s)
+            assert isinstance(wait, Wait)
+            assert "no room" in wait.why
+            assert "no GPU" in wait.why
+
+    def test_waits_so_long_for_room_and_no_longer(self, state: str) -> None:
+        kill, move = actions(job(state), runner=says("PENDING"), waited_s=25 * 3600)
+        assert isinstance(kill, Kill)
+        assert isinstance(move, Move)
+        assert (move.to, move.reason_code) == (State.FAILED, ReasonCode.START_FAILED)
+        assert "24 h" in str(move.message)
+        assert "STOPLAB_ROOM_HOURS" in str(move.message)
 
 
 class TestBackOff:

@@ -200,6 +200,14 @@ class JobStore(TokenStore):
             return job_value(row)
 
     @retried
+    def tell(self, job: Job, message: str, *, actor: str, verb: str) -> Job:
+        """What people are to know of a job that stays where it is, with an event."""
+        with self._database.writing() as session:
+            _guarded_update(session, job, {"message": message})
+            session.add(event_row(job.id, actor, verb, message=message))
+            return job_value(_row(session, job.id))
+
+    @retried
     def settle(self, job: Job) -> None:
         """Note that the tracker knows how the job ended; nothing when it moved on meanwhile."""
         with self._database.writing() as session:
