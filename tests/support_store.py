@@ -69,7 +69,7 @@ def new_job(of: AnySpec | None = None, **changes: Any) -> NewJob:
 def lab_settings(home: Path, tracking_uri: str | None = None, **changes: Any) -> Settings:
     """Settings of a lab in ``home`` that looks often; nothing comes from the environment."""
     outside = {"MLFLOW_TRACKING_URI": tracking_uri, "RAY_ADDRESS": None}
-    return Settings(home=home, reconcile_period_s=0.05, **outside, **changes)
+    return Settings(home=home, **{"reconcile_period_s": 0.05, **outside, **changes})
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:

@@ -115,7 +115,9 @@ def decide(job: Job, seen: Seen, patience: Patience) -> list[Action]:
     if job.state is State.STOPPING:
         return list(_stopping(job, seen, patience))
     if seen.result is not None:
-        return list(_ended(job, seen, patience, seen.result))
+        # It ran, though no pass of ours fell into that time.
+        began = [] if job.state is State.RUNNING else [Move(State.RUNNING)]
+        return [*began, *_ended(job, seen, patience, seen.result)]
     if job.state is State.RUNNING:
         return list(_running(job, seen, patience))
     return list(_starting(job, seen, patience))

@@ -76,7 +76,10 @@ class TestStarting:
         assert moves(job(state), beating=True) == [(State.RUNNING, None)]
 
     def test_may_end_before_its_heartbeat_was_seen(self, state: str) -> None:
-        assert moves(job(state), result=result("SUCCEEDED")) == [(State.SUCCEEDED, None)]
+        done = moves(job(state), result=result("SUCCEEDED"))
+        assert done == [(State.RUNNING, None), (State.SUCCEEDED, None)]
+        killed = moves(job(state), result=result("FAILED", "OOM"))
+        assert killed == [(State.RUNNING, None), (State.RECOVERING, ReasonCode.OOM)]
 
     def test_never_came_to_life(self, state: str) -> None:
         dead = says("FAILED", "no such image")
