@@ -51,6 +51,18 @@ def compare_spec(name: str = "pair", seeds: tuple[int, ...] = (0, 1), **changes:
     return parse_spec({**pair, **changes})
 
 
+def evaluation(job_id: str) -> AnySpec:
+    """An evaluation of a job's weights."""
+    return parse_spec(
+        {
+            "kind": "evaluate",
+            "name": "probe",
+            "checkpoint": {"job": job_id},
+            "data": {"train": "digits/train", "test": "digits/test", "image_size": 16},
+        }
+    )
+
+
 def new_job(of: AnySpec | None = None, **changes: Any) -> NewJob:
     """A job as the service makes it."""
     spec = of or run_spec()

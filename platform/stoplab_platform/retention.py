@@ -6,7 +6,6 @@ summaries, ledgers and reports stay. What an unfinished job may still need stays
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from stoplab_platform.errors import StoreUnavailable
 from stoplab_platform.jobs.models import Job, JobQuery
 from stoplab_platform.jobs.states import ACTIVE, TERMINAL, State
 from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.paths import GONE, remove
 from stoplab_platform.rounds import Rounds
 from stoplab_platform.settings import Settings
 
@@ -30,7 +30,6 @@ FIRST_AFTER_S, AGAIN_S = 60.0, 600.0
 IN_USE_S = 3600.0
 """What was used so lately stays: a run that no store knows of may read it."""
 PAGE = 200
-GONE = ".gone-"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Retention:
         """Remove it, with an event for each job."""
         for item in items:
             for path in item.paths:
-                _remove(path)
+                remove(path)
             if item.kind == "keys":
                 self._store.forget_keys(self._before(self._settings.keep_keys_days))
             if item.job_id is not None:
@@ -193,13 +192,3 @@ def _found(
 def _files(path: Path) -> list[Path]:
     """A file, or all files of a folder."""
     return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-
-
-def _remove(path: Path) -> None:
-    """Nobody sees a part of a folder."""
-    gone = path.with_name(f"{GONE}{path.name}-{uuid4().hex[:8]}")
-    path.rename(gone)
-    if gone.is_dir():
-        shutil.rmtree(gone)
-    else:
-        gone.unlink()

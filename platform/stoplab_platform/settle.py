@@ -1,4 +1,7 @@
-"""Tells the tracker how jobs ended: off the reconciler's thread, until it is told."""
+"""Tells the tracker how jobs ended: off the reconciler's thread, until it is told.
+
+A deleted job's folder goes after that, for what it logged may still lie there.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from stoplab_platform.errors import StoplabError, StoreUnavailable, TrackerUnava
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.paths import remove
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking.base import Status
 
@@ -93,4 +97,6 @@ class Settler:
             if not tracking.drain(run, uri, DRAIN_S):
                 raise TrackerUnavailable(f"the spool of {job.id} is not empty")
         tracking.finish_runs(uri, job.id, STATUSES[job.state])
+        if job.hidden:
+            remove(self._settings.folders.job(job.id).root)
         self._store.settle(job)

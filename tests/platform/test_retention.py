@@ -18,8 +18,7 @@ from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import write_atomic
 from stoplab_platform.retention import Due, Keeper, Retention
 from stoplab_platform.settings import Settings
-from stoplab_platform.specs import parse_spec
-from support_store import lab_settings, new_job, open_store, wait_for
+from support_store import evaluation, lab_settings, new_job, open_store, wait_for
 
 WAYS = {
     State.QUEUED: (),
@@ -111,17 +110,11 @@ def test_what_may_still_be_needed_stays(home: Path, store: JobStore) -> None:
     settings = lab_settings(home, keep_checkpoints_days=0, keep_logs_days=0)
     finished = [job_in(store, settings, State.FAILED) for _ in range(5)]
     retried, extended, judged, labelled, free = finished
-    probe = {
-        "kind": "evaluate",
-        "name": "probe",
-        "checkpoint": {"job": judged.id},
-        "data": {"train": "digits/train", "test": "digits/test", "image_size": 16},
-    }
     unfinished = [
         job_in(store, settings, State.RUNNING),
         job_in(store, settings, State.PAUSED, retry_of=retried.id),
         job_in(store, settings, State.QUEUED, extends=extended.id),
-        job_in(store, settings, State.QUEUED, of=parse_spec(probe)),
+        job_in(store, settings, State.QUEUED, of=evaluation(judged.id)),
     ]
     store.edit(labelled, actor="ana", labels={"keep": "for the paper"})
     for job in finished:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stoplab_platform import settle
 from stoplab_platform.admission import QueueInfo
 from stoplab_platform.errors import Conflict, Forbidden, IllegalMove, KeyReused, NotFound, SpecError
 from stoplab_platform.handoff import read_stop
@@ -18,6 +19,9 @@ from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import read_json, write_json
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
+from stoplab_platform.settle import Settler
+from stoplab_platform.tracking import SpoolTracker, client
+from support_mlflow import IDENTITY, PARAMS, points
 from support_store import (
     ADMIN,
     ANA,
@@ -25,6 +29,7 @@ from support_store import (
     STRANGER,
     VIEWER,
     compare_spec,
+    evaluation,
     lab_settings,
     new_job,
     open_store,
@@ -227,6 +232,43 @@ class TestRetryAndEdit:
         with pytest.raises(SpecError, match="limits"):
             jobs.edit(ANA, job.id, job.version, limits={"max_concurrent": 1})
 
+    def test_a_deleted_jobs_points_are_sent_before_its_folder_goes(
+        self, jobs: Jobs, store: JobStore, settings: Settings, job: Job, mlflow_uri: str
+    ) -> None:
+        finished(store, job)
+        folder = settings.folders.job(job.id)
+        tracker = SpoolTracker(folder.run("run"), None)
+        tracker.start(replace(IDENTITY, job_id=job.id), PARAMS)
+        tracker.metrics(1, {"train/loss": 1.0})
+        tracker.close()
+        jobs.delete(ANA, job.id)
+        settler = Settler(store, settings.model_copy(update={"mlflow_tracking_uri": mlflow_uri}))
+        settler.settle(store.unsettled())
+        settler.close(60)
+        mlflow = client(mlflow_uri)
+        (run,) = mlflow.search_runs([e.experiment_id for e in mlflow.search_experiments()])
+        assert points(mlflow, run.info.run_id, "train/loss") == [(1, 1.0)]
+        assert not folder.root.exists()
+        assert store.unsettled() == []
+
+    def test_a_delete_that_was_killed_is_ended_by_the_settler(
+        self, store: JobStore, settings: Settings, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(settle.tracking, "finish_runs", lambda *_: 0)
+        ended = finished(store, job)
+        store.settle(ended)
+        folder = settings.folders.job(job.id).root
+        write_json(folder / "result.json", {})
+        left = folder.with_name(f".gone-{job.id}-0123abcd")
+        write_json(left / "result.json", {})
+        store.hide(store.get(job.id), actor="ana")
+        settler = Settler(store, settings)
+        settler.settle(store.unsettled())
+        settler.close(60)
+        assert not folder.exists()
+        assert not left.exists()
+        assert store.unsettled() == []
+
     def test_delete(self, jobs: Jobs, store: JobStore, settings: Settings, job: Job) -> None:
         with pytest.raises(IllegalMove):
             jobs.delete(ANA, job.id)
@@ -256,6 +298,15 @@ class TestRetryAndEdit:
         store.move(jobs.pause(ANA, again.id), State.PAUSED, actor="x")
         with pytest.raises(IllegalMove, match=again.id):
             jobs.delete(ANA, job.id)
+
+    def test_delete_waits_for_who_evaluates_it(self, jobs: Jobs, store: JobStore, job: Job) -> None:
+        finished(store, job, State.SUCCEEDED)
+        probe = jobs.submit(ANA, evaluation(job.id)).job
+        for judge in (probe, running(store, probe)):
+            with pytest.raises(IllegalMove, match=judge.id):
+                jobs.delete(ANA, job.id)
+        store.move(judge, State.SUCCEEDED, actor="x")
+        jobs.delete(ANA, job.id)
 
     def test_what_never_started_has_nothing_to_take_over(self, jobs: Jobs, job: Job) -> None:
         jobs.cancel(ANA, job.id)

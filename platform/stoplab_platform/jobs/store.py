@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, TextClause, delete, func, or_, select, update
+from sqlalchemy import TextClause, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -106,7 +106,7 @@ class JobStore(TokenStore):
                 earlier = _claim(session, new, idempotency)
                 if earlier is not None:
                     return Submitted(job_value(earlier), replayed=True)
-            if (source := new.retry_of or new.extends) is not None:
+            for source in filter(None, (new.retry_of or new.extends, new.evaluates)):
                 _row(session, source, new.project, lock=True)  # it must not be deleted meanwhile
             row = new_row(new)
             session.add(row)
@@ -221,7 +221,8 @@ class JobStore(TokenStore):
     def hide(self, job: Job, *, actor: str) -> None:
         """Take a finished job out of every list.
 
-        IllegalMove while it is not finished, or another job has still to take its runs over.
+        IllegalMove while it is not finished, or another job has still to take its runs over, or
+        evaluates them. `settled` begins anew: its folder has to go.
         """
         if job.state not in TERMINAL:
             raise IllegalMove(
@@ -230,11 +231,12 @@ class JobStore(TokenStore):
                 allowed=allowed_actions(job.state),
             )
         with self._database.writing() as session:
-            _guarded_update(session, job, {"hidden": True})
+            _guarded_update(session, job, {"hidden": True, "settled": job.attempt == 0})
             # Of a job that never started there is nothing to take over.
-            if job.attempt and (heir := session.scalar(_heirs(job.id).limit(1))):
+            if job.attempt and (heir := _heir(session, job.id)):
                 raise IllegalMove(
-                    f"{job.id} cannot be deleted yet: {heir} has still to take its runs over",
+                    f"{job.id} cannot be deleted yet: {heir} has still to take its runs over, "
+                    "or evaluates them",
                     state=job.state,
                     allowed=allowed_actions(job.state, job.kind),
                 )
@@ -329,13 +331,17 @@ def _row(
     return row
 
 
-def _heirs(job_id: str) -> Select[str]:
-    """Jobs that go on from this one, and may not have taken its runs over yet."""
-    return select(JobRow.id).where(
-        or_(JobRow.retry_of == job_id, JobRow.extends == job_id),
-        JobRow.state.not_in(TERMINAL),
-        JobRow.started_at.is_(None),
-    )
+def _heir(session: Session, job_id: str) -> str | None:
+    """An unfinished job that may still have to take this one's runs over, or evaluates them."""
+    follows = or_(JobRow.retry_of == job_id, JobRow.extends == job_id)
+    takes = and_(follows, JobRow.started_at.is_(None))
+    weights = JobRow.spec["checkpoint"]["job"].as_string()
+    reads = and_(JobRow.hidden.is_(False), JobRow.kind == "evaluate", weights == job_id)
+    unfinished = JobRow.state.in_(set(State) - TERMINAL)
+    for needs in (takes, reads):  # each by an index of its own
+        if found := session.scalar(select(JobRow.id).where(needs, unfinished).limit(1)):
+            return found
+    return None
 
 
 def _guarded_update(session: Session, job: Job, values: Mapping[str, Any]) -> None:
