@@ -136,8 +136,9 @@ class Jobs:
         job = self._own(principal, job_id)
         if job.state not in TERMINAL:
             raise _refused(job, "retry")
-        # One that never started has nothing; what it was to go on from itself is still there.
-        source = job.id if job.attempt else job.retry_of or job.id
+        # One that never ran has nothing of its own; what it was to go on from may still be there.
+        older = None if job.started_at else job.retry_of
+        source = older if older and self._has_job(job.project)(older) else job.id
         return self.submit(
             principal,
             limited(parse_spec(job.spec), {**job.limits, **(limits or {})}),

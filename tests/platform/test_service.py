@@ -314,6 +314,25 @@ class TestRetryAndEdit:
         jobs.delete(ANA, job.id)
         assert jobs.get(ANA, again.id).retry_of == job.id
 
+    def test_a_retry_of_one_whose_source_was_deleted(
+        self, jobs: Jobs, store: JobStore, job: Job
+    ) -> None:
+        finished(store, job)
+        again = jobs.retry(ANA, job.id).job
+        jobs.cancel(ANA, again.id)
+        assert jobs.retry(ANA, again.id).job.retry_of == job.id
+        jobs.cancel(ANA, store.list(JobQuery(states=(State.QUEUED,))).items[0].id)
+        jobs.delete(ANA, job.id)
+        assert jobs.retry(ANA, again.id).job.retry_of == again.id
+
+    def test_a_retry_of_one_that_was_started_and_never_ran_goes_on_from_its_source(
+        self, jobs: Jobs, store: JobStore, job: Job
+    ) -> None:
+        finished(store, job)
+        again = store.move(jobs.retry(ANA, job.id).job, State.STARTING, actor="x", attempt=1)
+        store.move(jobs.cancel(ANA, again.id), State.CANCELLED, actor="x")
+        assert jobs.retry(ANA, again.id).job.retry_of == job.id
+
     def test_what_was_deleted_has_no_heirs(self, jobs: Jobs, store: JobStore, job: Job) -> None:
         finished(store, job)
         new = replace(new_job(), retry_of=job.id)
