@@ -96,6 +96,8 @@ class Settler:
         for run in self._settings.folders.job(job.id).each_run():
             if not tracking.drain(run, uri, DRAIN_S):
                 raise TrackerUnavailable(f"the spool of {job.id} is not empty")
+        if not self._store.is_current(job):
+            return  # it was resumed meanwhile, or deleted; the next round knows
         tracking.finish_runs(uri, job.id, STATUSES[job.state])
         if job.hidden:
             remove(self._settings.folders.job(job.id).root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -35,10 +36,10 @@ def test_a_run_that_was_left_open_is_closed(home: Path, mlflow_uri: str) -> None
         wait_for(lambda: lab.job(job).settled, "the store to know that it is told", 60)
 
 
-def ended(store: JobStore, settings: Settings) -> Job:
-    """A job that failed, with something in its spool that nobody has sent yet."""
+def ended(store: JobStore, settings: Settings, *ways: State) -> Job:
+    """A job that failed, or so, with something in its spool that nobody has sent yet."""
     job = store.submit(new_job()).job
-    for to in (State.STARTING, State.RUNNING, State.FAILED):
+    for to in (State.STARTING, State.RUNNING, *(ways or (State.FAILED,))):
         job = store.move(job, to, actor="test", attempt=1)
     tracker = SpoolTracker(settings.folders.job(job.id).run("run"), None)
     tracker.start(replace(IDENTITY, job_id=job.id), PARAMS)
@@ -93,3 +94,22 @@ def test_a_tracker_that_is_away_is_asked_once_a_round(home: Path, asked: list[st
             ended(store, settings)
         rounds(Settler(store, settings), store, 2)
     assert len(asked) == 1
+
+
+def test_a_job_that_is_resumed_meanwhile_is_left_alone(
+    home: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = lab_settings(home, mlflow_uri)
+    mlflow = client(mlflow_uri)
+    with open_store(settings.database) as store:
+        job = ended(store, settings, State.STOPPING, State.PAUSED)
+        run = mlflow.create_run(mlflow.create_experiment("e"), tags={"stoplab.job_id": job.id})
+        drain = settle.tracking.drain
+
+        def resumed(*words: Any) -> bool:
+            store.move(job, State.QUEUED, actor="ana")
+            return drain(*words)
+
+        monkeypatch.setattr(settle.tracking, "drain", resumed)
+        rounds(Settler(store, settings), store, 1)
+        assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"

@@ -207,6 +207,11 @@ class JobStore(TokenStore):
             session.add(event_row(job.id, actor, verb, message=message))
             return job_value(_row(session, job.id))
 
+    def is_current(self, job: Job) -> bool:
+        """Whether nobody has changed it since."""
+        with self._database.reading() as session:
+            return session.scalar(select(JobRow.version).where(JobRow.id == job.id)) == job.version
+
     @retried
     def settle(self, job: Job) -> None:
         """Note that the tracker knows how the job ended; nothing when it moved on meanwhile."""
