@@ -58,36 +58,30 @@ class Retention:
     def apply(self, items: Iterable[Due]) -> None:
         """Remove it, with an event for each job."""
         for item in items:
+            if item.job_id is not None and not self._store.prune(
+                item.job_id, actor=ACTOR, message=f"{item.kind}: {item.bytes} bytes", keep=LABEL
+            ):
+                continue  # somebody needs it since we looked
             for path in item.paths:
                 remove(path)
             if item.kind == "keys":
                 self._store.forget_keys(self._before(self._settings.keep_keys_days))
-            if item.job_id is not None:
-                told = f"{item.kind}: {item.bytes} bytes"
-                self._store.record(item.job_id, actor=ACTOR, verb="prune", message=told)
 
     def _of_jobs(self) -> Iterator[Due]:
         days = (self._settings.keep_checkpoints_days, self._settings.keep_logs_days)
         if days == (None, None):
             return
-        needed = set(self._needed())
         for job in self._jobs(TERMINAL):
-            if job.id in needed or LABEL in job.labels:
+            if LABEL in job.labels:
                 continue
-            folder = self._settings.folders.job(job.id)
+            folder, found = self._settings.folders.job(job.id), list[Due]()
             runs = list(folder.each_run())
             if self._is_older(job, days[0]):
-                yield from _found("checkpoints", job, [run.checkpoints for run in runs])
+                found += _found("checkpoints", job, [run.checkpoints for run in runs])
             if self._is_older(job, days[1]):
-                yield from _found("logs", job, [folder.logs, *(run.logs for run in runs)])
-
-    def _needed(self) -> Iterator[str]:
-        """Jobs whose runs or weights an unfinished one has still to take over, or read."""
-        for job in self._jobs(set(State) - set(TERMINAL)):
-            yield from filter(None, (job.retry_of, job.extends))
-            source = job.spec.get("checkpoint", {}).get("job") if job.kind == "evaluate" else None
-            if source is not None:
-                yield source
+                found += _found("logs", job, [folder.logs, *(run.logs for run in runs)])
+            if found and self._store.heir(job.id) is None:
+                yield from found
 
     def _of_the_cache(self) -> Iterator[Due]:
         """What was used longest ago, until the rest fits the budget."""

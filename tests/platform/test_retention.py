@@ -126,6 +126,26 @@ def test_what_may_still_be_needed_stays(home: Path, store: JobStore) -> None:
         assert len(files(settings, job)) == 11, job.state
 
 
+def test_what_is_needed_since_the_look_stays(home: Path, store: JobStore) -> None:
+    settings = lab_settings(home, keep_checkpoints_days=0)
+    finished = [job_in(store, settings, State.FAILED) for _ in range(5)]
+    for job in finished:
+        aged(store, settings, job, 1000)
+    retried, judged, labelled, deleted, free = (store.get(job.id) for job in finished)
+    before = files(settings, free)
+    due = Retention(store, settings).due()
+    assert len(due) == 5
+    store.submit(new_job(retry_of=retried.id))
+    store.submit(new_job(of=evaluation(judged.id)))
+    store.edit(labelled, actor="ana", labels={"keep": ""})
+    store.hide(deleted, actor="ana")
+    Retention(store, settings).apply(due)
+    for job in (retried, judged, labelled, deleted):
+        assert files(settings, job) == before
+        assert "prune" not in [event.verb for event in store.events(job.id)]
+    assert len(files(settings, free)) == len(before) - 1
+
+
 def test_nothing_goes_unless_it_was_said(home: Path, store: JobStore) -> None:
     settings = lab_settings(home)
     aged(store, settings, job_in(store, settings, State.SUCCEEDED), 1000)

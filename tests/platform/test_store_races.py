@@ -127,6 +127,16 @@ class TestTwoStores:
                 assert store.get(job.id).version == job.version
                 assert store.get(heir.job.id).extends == job.id
 
+    def test_a_pruning_and_a_retry(self, store: JobStore, other: JobStore) -> None:
+        """It may lose files until somebody wants them, and not after."""
+        for _ in range(ROUNDS):
+            job = ended(store)
+            both(
+                lambda job=job: store.prune(job.id, actor="one", message="m", keep="keep"),
+                lambda job=job: other.submit(new_job(retry_of=job.id)),
+            )
+            assert not store.prune(job.id, actor="one", message="m", keep="keep")
+
     def test_a_deletion_and_an_evaluation(self, store: JobStore, other: JobStore) -> None:
         for _ in range(ROUNDS):
             job = ended(store)

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import TextClause, and_, delete, func, or_, select, update
+from sqlalchemy import TextClause, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from stoplab_platform.errors import Conflict, IllegalMove, KeyReused, NotFound
 from stoplab_platform.jobs.census import Census, census
 from stoplab_platform.jobs.database import Database, clock, retried
+from stoplab_platform.jobs.heirs import heir
 from stoplab_platform.jobs.listing import page, unfinished
 from stoplab_platform.jobs.models import (
     Event,
@@ -238,14 +239,34 @@ class JobStore(TokenStore):
         with self._database.writing() as session:
             _guarded_update(session, job, {"hidden": True, "settled": job.attempt == 0})
             # Of a job that never started there is nothing to take over.
-            if job.attempt and (heir := _heir(session, job.id)):
+            if job.attempt and (other := heir(session, job.id)):
                 raise IllegalMove(
-                    f"{job.id} cannot be deleted yet: {heir} has still to take its runs over, "
+                    f"{job.id} cannot be deleted yet: {other} has still to take its runs over, "
                     "or evaluates them",
                     state=job.state,
                     allowed=allowed_actions(job.state, job.kind),
                 )
             session.add(event_row(job.id, actor, "delete"))
+
+    def heir(self, job_id: str) -> str | None:
+        """An unfinished job that may still need what this one has."""
+        with self._database.reading() as session:
+            return heir(session, job_id)
+
+    @retried
+    def prune(self, job_id: str, *, actor: str, message: str, keep: str) -> bool:
+        """An event that files of a job go; False, and none, where another job needs them.
+
+        Nor of one that was deleted, or has the label ``keep``. Who comes after it finds them gone.
+        """
+        with self._database.writing() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is None or row.hidden or keep in {label.key for label in row.labels}:
+                return False
+            if heir(session, job_id):
+                return False
+            session.add(event_row(job_id, actor, "prune", message=message))
+            return True
 
     @retried
     def record(
@@ -334,19 +355,6 @@ def _row(
     if row is None or row.hidden or (project is not None and row.project != project):
         raise NotFound(f"no job {job_id}")
     return row
-
-
-def _heir(session: Session, job_id: str) -> str | None:
-    """An unfinished job that may still have to take this one's runs over, or evaluates them."""
-    follows = or_(JobRow.retry_of == job_id, JobRow.extends == job_id)
-    takes = and_(follows, JobRow.started_at.is_(None))
-    weights = JobRow.spec["checkpoint"]["job"].as_string()
-    reads = and_(JobRow.hidden.is_(False), JobRow.kind == "evaluate", weights == job_id)
-    unfinished = JobRow.state.in_(set(State) - TERMINAL)
-    for needs in (takes, reads):  # each by an index of its own
-        if found := session.scalar(select(JobRow.id).where(needs, unfinished).limit(1)):
-            return found
-    return None
 
 
 def _guarded_update(session: Session, job: Job, values: Mapping[str, Any]) -> None:
