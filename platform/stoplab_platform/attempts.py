@@ -56,6 +56,11 @@ class Attempts:
         with suppress(RunnerUnavailable):
             self._runner.stop(submission_id(job.id, job.attempt))
 
+    def forget(self, job: Job) -> None:
+        """Have the runner drop what it keeps of a job that has ended."""
+        for attempt in range(1, job.attempt + 1):
+            self._runner.forget(submission_id(job.id, attempt))
+
     def _folder(self, job: Job) -> JobFolder:
         return self._settings.folders.job(job.id)
 

@@ -70,12 +70,12 @@ class Reconciler:
         self._queue = Queue(store, runner, settings)
         self._observer = Observer(settings.folders, runner, self._patience)
         self._attempts = Attempts(runner, settings, command)
-        self._settler = Settler(store, settings)
+        self._settler = Settler(store, settings, self._attempts.forget)
         self._notifier = Notifier(store, settings)
-        self._keeper = Keeper(store, settings)
+        self._keeper = Keeper(store, settings, forget=self._attempts.forget)
         self._wake = threading.Event()
         self.pulse = Pulse()
-        self._noted: set[str] = set()
+        self._noted: set[tuple[str, int, str]] = set()
 
     @property
     def last_pass_age_s(self) -> float:
@@ -117,6 +117,8 @@ class Reconciler:
         jobs = self._queue.admit(self._queue.unfinished())
         self.pulse.hold(self._queue.all_reserved(jobs))
         self._observer.begin(jobs)
+        ids = {job.id for job in jobs}
+        self._noted = {note for note in self._noted if note[0] in ids}
         for job in jobs:
             if job.state is not State.QUEUED:
                 with (
@@ -210,7 +212,7 @@ class Reconciler:
 
     def _note(self, job: Job, verb: str, message: str) -> None:
         """An event, once an attempt: what is done again each pass says nothing new."""
-        key = f"{submission_id(job.id, job.attempt)} {verb}"
+        key = job.id, job.attempt, verb
         if key not in self._noted:
             self._noted.add(key)
             self.pulse.attempts += verb == "start"

@@ -7,14 +7,15 @@ summaries, ledgers and reports stay. What an unfinished job may still need stays
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from stoplab_platform.errors import StoreUnavailable
+from stoplab_platform.errors import NotFound, RunnerUnavailable, StoreUnavailable
 from stoplab_platform.jobs.models import Job, JobQuery
 from stoplab_platform.jobs.states import ACTIVE, TERMINAL, State
 from stoplab_platform.jobs.store import JobStore
@@ -47,8 +48,10 @@ class Due:
 class Retention:
     """The policy of the settings, applied to one lab."""
 
-    def __init__(self, store: JobStore, settings: Settings) -> None:
-        self._store, self._settings = store, settings
+    def __init__(
+        self, store: JobStore, settings: Settings, forget: Callable[[Job], None] = lambda _job: None
+    ) -> None:
+        self._store, self._settings, self._forget = store, settings, forget
         self._now = datetime.now(UTC)
 
     def due(self) -> list[Due]:
@@ -64,6 +67,9 @@ class Retention:
                 continue  # somebody needs it since we looked
             for path in item.paths:
                 remove(path)
+            if item.kind == "logs" and item.job_id is not None:
+                with suppress(NotFound, RunnerUnavailable):  # the runner has a copy of them
+                    self._forget(self._store.get(item.job_id))
             if item.kind == "keys":
                 self._store.forget_keys(self._before(self._settings.keep_keys_days))
 
@@ -126,9 +132,13 @@ class Keeper:
     """Applies the policy once a day; a lease lets one replica do so."""
 
     def __init__(
-        self, store: JobStore, settings: Settings, first_after_s: float = FIRST_AFTER_S
+        self,
+        store: JobStore,
+        settings: Settings,
+        first_after_s: float = FIRST_AFTER_S,
+        forget: Callable[[Job], None] = lambda _job: None,
     ) -> None:
-        self._store, self._settings = store, settings
+        self._store, self._settings, self._forget = store, settings, forget
         self._holder = uuid4().hex
         self._rounds = Rounds("stoplab-retention", self._round, wait_s=first_after_s)
 
@@ -145,7 +155,7 @@ class Keeper:
         try:
             # Kept until it runs out: so long nobody else has to do it again.
             if self._store.lease("retention", self._holder, DAY_S):
-                retention = Retention(self._store, self._settings)
+                retention = Retention(self._store, self._settings, self._forget)
                 retention.apply(retention.due())
                 self._rounds.pause(DAY_S)
         except StoreUnavailable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from stoplab_platform import logs, tracking
 from stoplab_platform.errors import StoplabError, StoreUnavailable, TrackerUnavailable
@@ -37,8 +37,10 @@ LONGEST_S = 600.0
 class Settler:
     """Drains the spools of ended jobs and closes their runs; one thread, at most one round."""
 
-    def __init__(self, store: JobStore, settings: Settings) -> None:
-        self._store, self._settings = store, settings
+    def __init__(
+        self, store: JobStore, settings: Settings, forget: Callable[[Job], None] = lambda _job: None
+    ) -> None:
+        self._store, self._settings, self._forget = store, settings, forget
         self._thread: threading.Thread | None = None
         self._not_before = 0.0
         self._later: dict[str, tuple[float, float]] = {}
@@ -88,8 +90,8 @@ class Settler:
         wait_s = min(2 * waited_s, LONGEST_S)
         self._later[job.id] = time.monotonic() + wait_s, wait_s
         unexpected = None if isinstance(error, StoplabError) else error
-        told = "the tracker is told in %g s how %s ended: %s"
-        log.warning(told, wait_s, job.id, error, exc_info=unexpected)
+        told = "%s is settled in %g s: %s"
+        log.warning(told, job.id, wait_s, error, exc_info=unexpected)
 
     def _one(self, job: Job) -> None:
         uri = self._settings.tracking_uri
@@ -101,4 +103,5 @@ class Settler:
         tracking.finish_runs(uri, job.id, STATUSES[job.state])
         if job.hidden:
             remove(self._settings.folders.job(job.id).root)
+            self._forget(job)
         self._store.settle(job)

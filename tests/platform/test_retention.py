@@ -95,6 +95,17 @@ def test_old_ones_lose_checkpoints_and_logs_and_nothing_else(home: Path, store: 
     assert Retention(store, settings).due() == []
 
 
+def test_the_runner_forgets_whose_logs_go(home: Path, store: JobStore) -> None:
+    settings = lab_settings(home, keep_checkpoints_days=0, keep_logs_days=30)
+    jobs = {days: job_in(store, settings, State.SUCCEEDED) for days in (20, 40)}
+    for days, job in jobs.items():
+        aged(store, settings, job, days)
+    forgotten: list[str] = []
+    retention = Retention(store, settings, lambda job: forgotten.append(job.id))
+    retention.apply(retention.due())
+    assert forgotten == [jobs[40].id]
+
+
 def test_a_removal_that_was_killed_is_ended_by_the_next(home: Path, store: JobStore) -> None:
     settings = lab_settings(home, keep_checkpoints_days=0)
     job = job_in(store, settings, State.SUCCEEDED)
