@@ -76,19 +76,6 @@ class TestLife:
         wait_for(lambda: lab.job(job).settled, "the tracker to know")
         assert told == [(job.id, "FINISHED")]
 
-    def test_the_runner_forgets_a_deleted_job(
-        self, lab: Lab, home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(settle.tracking, "answers", lambda _uri: True)
-        monkeypatch.setattr(settle, "AGAIN_S", 0.1)  # its supervisor may live a little longer
-        kept, gone = lab.submit("kept"), lab.submit("gone")
-        for job in (kept, gone):
-            lab.wait(job, State.SUCCEEDED)
-        lab.jobs.delete(ADMIN, gone.id)
-        wait_for(lambda: not any(gone.id in p.name for p in (home / "runner").iterdir()), "it")
-        assert any(kept.id in path.name for path in (home / "runner").iterdir())
-        assert not lab.folder(gone).root.exists()
-
     def test_an_error_of_the_run_fails_at_once(self, home: Path, told: Told) -> None:
         with running_lab(home, script("raise KeyError('lr')")) as lab:
             job = lab.submit()

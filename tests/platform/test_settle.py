@@ -113,3 +113,17 @@ def test_a_job_that_is_resumed_meanwhile_is_left_alone(
         monkeypatch.setattr(settle.tracking, "drain", resumed)
         rounds(Settler(store, settings), store, 1)
         assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
+
+
+def test_the_runner_forgets_a_deleted_job(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle.tracking, "finish_runs", lambda *_: 0)
+    monkeypatch.setattr(settle.tracking, "answers", lambda _uri: True)
+    monkeypatch.setattr(settle, "AGAIN_S", 0.1)  # its supervisor may live a little longer
+    with running_lab(home, trainer(1)) as lab:
+        kept, gone = lab.submit("kept"), lab.submit("gone")
+        for job in (kept, gone):
+            lab.wait(job, State.SUCCEEDED)
+        lab.jobs.delete(ADMIN, gone.id)
+        wait_for(lambda: not any(gone.id in p.name for p in (home / "runner").iterdir()), "it")
+        assert any(kept.id in path.name for path in (home / "runner").iterdir())
+        assert not lab.folder(gone).root.exists()
