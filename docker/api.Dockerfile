@@ -21,6 +21,7 @@ RUN useradd --create-home --uid 10001 stoplab \
 # Where Ray's token will lie, not the token.
 # hadolint ignore=DL3064
 ENV STOPLAB_HOME=/var/lib/stoplab RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/run/secrets/ray_token \
+    STOPLAB_DATA_ROOTS=/data \
     MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 WORKDIR /home/stoplab

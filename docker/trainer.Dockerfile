@@ -32,6 +32,7 @@ RUN useradd --create-home --uid 10001 stoplab \
 # Where Ray's token will lie, not the token.
 # hadolint ignore=DL3064
 ENV STOPLAB_HOME=/var/lib/stoplab RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/run/secrets/ray_token \
+    STOPLAB_DATA_ROOTS=/data \
     RAY_AIR_NEW_OUTPUT=0 RAY_DEDUP_LOGS=0 RAY_TRAIN_ENABLE_PRINT_PATCH=0 \
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2 RAY_USAGE_STATS_ENABLED=0 \
     RAY_JOB_START_TIMEOUT_SECONDS=86400 \

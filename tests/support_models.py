@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from stoplab_platform.specs import RunSpec
-from stoplab_trainers.loss import smooth_l1
 from stoplab_trainers.masking import TensorMasks, draw_masks
-from stoplab_trainers.model.jepa import Jepa, build_model, target_features, target_of
+from stoplab_trainers.model.jepa import Jepa, build_model
 from stoplab_trainers.model.predictor import Predictor
+from stoplab_trainers.objective import objective_of
 from stoplab_trainers.randomness import Noise, draw_noise
 from support_runs import tiny
 
@@ -31,9 +31,11 @@ class Case(NamedTuple):
         return predicted
 
     def loss(self) -> Tensor:
-        """The training loss against the student's own copy as the target."""
-        targets = target_features(target_of(self.model.encoder), self.images, self.masks.targets)
-        return smooth_l1(self.predictions(), targets)
+        """The training loss, against the student's own copy where an encoder makes the targets."""
+        objective = objective_of(self.spec)
+        target = objective.target(self.model.encoder)
+        targets = objective.targets(target, self.images, self.masks)
+        return objective.loss(self.predictions(), targets)
 
     def gradients(self) -> dict[str, Tensor | None]:
         """Gradient of the loss by parameter name."""

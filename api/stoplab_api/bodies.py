@@ -14,6 +14,8 @@ from stoplab_platform.specs.limits import MOST_HOURS, MOST_RUNS
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Priority = Annotated[int, Field(ge=-1000, le=1000)]
+MOST_LABELS = 64
+"""Of one job."""
 Word = Annotated[str, StringConstraints(pattern=r"^[\w.@-]{1,64}$")]
 Role = Literal["viewer", "submitter", "admin"]
 Scope = Literal["jobs:read", "jobs:write", "tokens:admin"]
@@ -51,7 +53,7 @@ class SubmitBody(Asked):
 
     spec: Any
     """What to run, as in a spec file; its `kind` is pretrain, sweep, compare or evaluate."""
-    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=64)
+    labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=MOST_LABELS)
     """Free marks to find the job by. Default none."""
     priority: Priority = 0
     """Higher ones start first. Default 0."""
@@ -104,7 +106,7 @@ class ExtendBody(Asked):
 class PatchBody(Asked):
     """Changes to a job (RFC 7396): what is not named stays."""
 
-    labels: dict[LabelKey, LabelValue | None] | None = Field(default=None, max_length=64)
+    labels: dict[LabelKey, LabelValue | None] | None = Field(default=None, max_length=MOST_LABELS)
     """Labels to set; null takes one away."""
     priority: Priority | None = None
     """The new priority."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request
@@ -14,13 +15,14 @@ from stoplab_api.answers import Code, FieldError
 from stoplab_api.problems import KINDS, ApiProblem, answer, field_errors
 from stoplab_platform import errors
 
+_log = logging.getLogger("stoplab.api")
+
 PLAIN: dict[type[Exception], Code] = {
     errors.NotFound: Code.NOT_FOUND,
     errors.Forbidden: Code.FORBIDDEN,
     errors.Conflict: Code.CONFLICT,
     errors.KeyReused: Code.KEY_REUSED,
     errors.RunnerUnavailable: Code.CLUSTER_UNAVAILABLE,
-    errors.StoreUnavailable: Code.DATABASE_UNAVAILABLE,
     errors.TrackerUnavailable: Code.TRACKER_UNAVAILABLE,
 }
 """The platform's errors whose sentence is the detail."""
@@ -31,6 +33,7 @@ def install(app: FastAPI) -> None:
     """Give the app its exception handlers."""
     for raised, code in PLAIN.items():
         app.add_exception_handler(raised, _plain(code))
+    app.add_exception_handler(errors.StoreUnavailable, _database_away)
     app.add_exception_handler(ApiProblem, _problem)
     app.add_exception_handler(errors.SpecError, _spec)
     app.add_exception_handler(errors.IllegalMove, _illegal_move)
@@ -44,6 +47,12 @@ def _plain(code: Code) -> Callable[[Request, Exception], JSONResponse]:
         return answer(request, ApiProblem(code, str(error)))
 
     return handle
+
+
+def _database_away(request: Request, error: Exception) -> JSONResponse:
+    """The driver's words name hosts and ports, and who asks is not known yet: the log has them."""
+    _log.warning("%s", error)
+    return answer(request, ApiProblem(Code.DATABASE_UNAVAILABLE, "the database does not answer"))
 
 
 def _problem(request: Request, error: Exception) -> JSONResponse:

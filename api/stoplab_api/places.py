@@ -44,11 +44,9 @@ def _each_list(axis: Any, path: str, folder: Path) -> Any:
 def _walk(value: Any, path: str, folder: Path) -> Any:
     if isinstance(value, Mapping):
         return {key: _walk(inner, f"{path}.{key}", folder) for key, inner in value.items()}
-    if path not in FIELDS:
-        return value
     if isinstance(value, list | tuple):
         return [_walk(item, path, folder) for item in value]
-    return _absolute(value, folder)
+    return _absolute(value, folder) if path in FIELDS else value
 
 
 def _absolute(value: Any, folder: Path) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
 from stoplab_api.context import Lab
 from stoplab_platform.errors import StoreUnavailable
+from stoplab_platform.redaction import scrubbed, without_credentials
 
 MLFLOW_TIMEOUT_S = 2.0
 STALE_PASSES = 15
@@ -36,7 +38,7 @@ def mlflow(lab: Lab) -> str | None:
     try:
         httpx.get(f"{uri.rstrip('/')}/health", timeout=MLFLOW_TIMEOUT_S).raise_for_status()
     except httpx.HTTPError as error:
-        return f"{uri}: {error or type(error).__name__}"
+        return f"{without_credentials(uri)}: {scrubbed(str(error)) or type(error).__name__}"
     return None
 
 
@@ -56,3 +58,10 @@ PARTS: dict[str, Callable[[Lab], str | None]] = {
     "reconciler": reconciler,
 }
 """What readiness needs."""
+
+
+def what_is_wrong(lab: Lab) -> dict[str, str | None]:
+    """Every part's trouble, or None; asked at once, so that two that hang cost the time of one."""
+    with ThreadPoolExecutor(len(PARTS), thread_name_prefix="stoplab-probe") as pool:
+        asked = {name: pool.submit(probe, lab) for name, probe in PARTS.items()}
+        return {name: answer.result() for name, answer in asked.items()}

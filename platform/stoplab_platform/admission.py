@@ -177,7 +177,8 @@ class Admission:
             return None
         self._blocked = first or one
         if first is not None and not may_pass:
-            return f"waits behind {first.id}, which is next"
+            who = first.id if first.project == one.project else "a job of another project"
+            return f"waits behind {who}, which is next"
         return _short_of(one.demand, self._used, self._capacity)
 
     def _full(self, one: Claim) -> str:

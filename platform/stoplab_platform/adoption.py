@@ -96,7 +96,8 @@ def _afresh(cell: Cell) -> Cell:
 
 def _kept(run: RunFolder) -> Iterator[Path]:
     """What a report needs of a finished run."""
-    for file in (run.summary, run.predictions, run.scores, run.spool, run.spool_sent):
+    told = (run.summary, run.evaluation, run.predictions, run.scores, run.spool, run.spool_sent)
+    for file in told:
         if file.exists():
             yield file
 

@@ -66,7 +66,7 @@ def _own(folder: JobFolder) -> tuple[Path, ...]:
 
 
 def _results(run: RunFolder) -> tuple[Path, ...]:
-    return run.spec, run.summary, run.predictions
+    return run.spec, run.summary, run.evaluation, run.predictions
 
 
 def _of_run(run: RunFolder) -> Iterator[Path]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stoplab_platform.mask_blocks import pair_odds
-from stoplab_platform.masks import context_tokens, target_tokens
+from stoplab_platform.mask_plugin import OwnMasks
+from stoplab_platform.masks import context_tokens, num_blocks, target_tokens
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.specs.masking import BlockSpec, MaskingSpec
 from stoplab_platform.specs.model import VitSizes
+from stoplab_platform.specs.objective import COLOURS
+from stoplab_platform.specs.positions import StochasticPositions
 
-COLOURS = 3
 COARSE = 16
 """Patches along the side of the grid on which masks are looked at, at most: shares of larger
 grids are the same within two per cent, and take minutes."""
@@ -61,7 +63,7 @@ class Flops:
     """Operations for one image."""
 
     target: float
-    """The EMA encoder on the whole image, forward."""
+    """The EMA encoder on the whole image, forward; 0 where pixels are the targets."""
     context: float
     """The encoder on the kept patches, forward."""
     predictor: float
@@ -98,7 +100,7 @@ def flops(spec: RunSpec) -> Flops:
     """Operations for one image of a run."""
     sizes, grid = spec.model.sizes(), spec.grid
     kept = _kept(spec)
-    target = encoder_flops(sizes, grid * grid)
+    target = encoder_flops(sizes, grid * grid) if spec.objective.averages else 0.0
     context = encoder_flops(sizes, kept)
     predictor, noise = _predictor_flops(spec, kept)
     # No gradient flows into pixels or into the noise: there only the weight's own is computed.
@@ -122,7 +124,7 @@ def memory(spec: RunSpec) -> Memory:
     weights = FP32 * (found.trained + tables)
     gradients = FP32 * found.trained * copies
     optimizer = 2 * FP32 * found.trained
-    target = FP32 * (found.encoder + grid * spec.model.sizes().width)
+    target = FP32 * (found.encoder + grid * spec.model.sizes().width) * spec.objective.averages
     activations = _activations(spec)
     fixed = weights + gradients + optimizer + target + RUNTIME
     total = Range(
@@ -135,6 +137,8 @@ def memory(spec: RunSpec) -> Memory:
 
 def coarse(masking: MaskingSpec, grid: int) -> tuple[MaskingSpec, int]:
     """The masking on a grid that can be looked at quickly, and that grid's side."""
+    if isinstance(masking, OwnMasks):
+        return masking, grid
     if masking.kind == "random":
         return masking, min(grid, COARSE)
     if grid > COARSE:
@@ -180,13 +184,20 @@ def _stack(depth: int, width: int, hidden: int) -> int:
 
 def _predictor_parameters(spec: RunSpec) -> int:
     outer, width = spec.model.sizes().width, spec.model.predictor.width
-    into, out = (outer + 1) * width, (width + 1) * outer
-    token = width if spec.positions.parametrization == "stoplab" else 0
+    positions = spec.positions
+    into, out = (outer + 1) * width, (width + 1) * _predicted(spec)
+    token = width if positions.parametrization == "stoplab" else 0
+    table = width * spec.grid**2 if positions.table == "learned" else 0
     own = 0
-    if spec.positions.kind == "stochastic" and spec.positions.covariance == "untied":
-        own = outer * width if spec.positions.noise_std > 0 else 0
+    if isinstance(positions, StochasticPositions) and positions.covariance == "untied":
+        own = outer * width if positions.noise_std > 0 else 0
     stack = _stack(spec.model.predictor.depth, width, _predictor_hidden(spec))
-    return into + token + own + stack + out
+    return into + token + table + own + stack + out
+
+
+def _predicted(spec: RunSpec) -> int:
+    """Channels of what the predictor predicts."""
+    return spec.objective.output_width(spec.model.sizes())
 
 
 def _patch_flops(sizes: VitSizes, tokens: float) -> float:
@@ -210,10 +221,10 @@ def _predictor_flops(spec: RunSpec, kept: float) -> tuple[float, float]:
         spec.model.predictor.depth,
     )
     hidden, wanted = _predictor_hidden(spec), target_tokens(spec.masking, spec.grid)
-    blocks = spec.masking.target.count if spec.masking.kind == "multiblock" else 1
+    blocks = num_blocks(spec.masking, spec.grid)
     rows = kept + wanted
     whole = (depth - 1) * _block_flops(width, hidden, rows, rows)
-    last = _block_flops(width, hidden, wanted, rows) + 2 * width * outer * wanted
+    last = _block_flops(width, hidden, wanted, rows) + 2 * width * _predicted(spec) * wanted
     noise = 2 * outer * width * _noised(spec, kept, blocks * wanted)
     return 2 * outer * width * kept + blocks * (whole + last) + noise, noise
 
@@ -221,9 +232,7 @@ def _predictor_flops(spec: RunSpec, kept: float) -> tuple[float, float]:
 def _noised(spec: RunSpec, kept: float, masked: float) -> float:
     """Tokens whose noise goes through a projection."""
     positions = spec.positions
-    if positions.kind == "deterministic" or positions.covariance == "identity":
-        return 0.0
-    if positions.noise_std == 0:
+    if positions.noise_std == 0 or positions.noise_in == "predictor":
         return 0.0
     both = {"masked": masked, "context": kept, "both": masked + kept}
     return both[positions.noise_on]
@@ -236,13 +245,13 @@ def _activations(spec: RunSpec) -> int:
         spec.compute.precision == "auto" and spec.compute.gpus_per_worker > 0
     )
     kept = _kept(spec)
-    blocks = spec.masking.target.count if spec.masking.kind == "multiblock" else 1
+    blocks = num_blocks(spec.masking, spec.grid)
     rows = blocks * (kept + target_tokens(spec.masking, spec.grid))
     student = (
         kept * sizes.depth * _kept_bytes(sizes.width, _hidden(sizes), half)
         + rows * predictor.depth * _kept_bytes(predictor.width, _predictor_hidden(spec), half)
     )  # fmt: skip
-    passing = spec.grid**2 * FP32 * (5 * sizes.width + 2 * _hidden(sizes))
+    passing = spec.grid**2 * FP32 * (5 * sizes.width + 2 * _hidden(sizes)) * spec.objective.averages
     images = FP32 * COLOURS * spec.data.image_size**2
     return int(_local_batch(spec) * (max(student, passing) + images))
 

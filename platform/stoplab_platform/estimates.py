@@ -24,6 +24,7 @@ from stoplab_platform.specs import (
     SweepSpec,
     applied,
 )
+from stoplab_platform.specs.evals import Protocol
 from stoplab_platform.study_runs import number, shorter, variants
 
 START_S = Range(4, 15, 60)
@@ -147,7 +148,7 @@ def _evaluation(
         judged = applied(trained, data, RunSpec)
         found = rate(judged, known)
         parts = [count_images(spec.data.train), count_images(spec.data.test)]
-        passes = _passes(judged, found, sum(part.images for part in parts if part))
+        passes = _passes(judged, found, _shown(parts, spec.protocols))
         hours = None if None in parts else (START_S + passes) * (1 / 3600)
         facts = [*_counts(parts), *found.runs]
     return Estimate(
@@ -190,12 +191,19 @@ def _beside(spec: RunSpec, found: Rate, counted: Count) -> Range:
         return START_S
     parts = [count_images(data.train), count_images(data.test)]
     # Labelled shards that cannot be counted are taken for a tenth of the training set.
-    labelled = sum(part.images for part in parts if part) or counted.images // 10
+    labelled = _shown(parts, spec.evals) or counted.images // 10
     # Trained and untrained at the end, and what was scheduled in between.
     between = (spec.optim.epochs - 1) // min(
         (one.every_epochs for one in spec.evals if one.every_epochs), default=spec.optim.epochs
     )
     return START_S + _passes(spec, found, labelled * (2 + between))
+
+
+def _shown(parts: Sequence[Count | None], protocols: Sequence[Protocol]) -> float:
+    """Images that an encoder sees to be judged once: the test split and the training split, which
+    protocols that train on images are shown again in each of their epochs."""
+    train, test = (part.images if part else 0 for part in parts)
+    return train * (1 + sum(one.passes() - 1 for one in protocols)) + test
 
 
 def _passes(spec: RunSpec, found: Rate, images: float) -> Range:

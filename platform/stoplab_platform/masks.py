@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stoplab_platform.mask_blocks import Size, Sizes, block_size, pair_odds, profile, size_odds
 from stoplab_platform.mask_official import TorchStream, official_masks, official_sizes, truncated
+from stoplab_platform.mask_plugin import OwnMasks
 from stoplab_platform.mask_samplers import Drawn, fixed_masks, fixed_sizes, random_masks
 from stoplab_platform.randomness import Stream, row_keys
 
@@ -27,6 +28,7 @@ __all__ = [
     "draw",
     "effective_ratio",
     "infeasible",
+    "num_blocks",
     "target_tokens",
     "with_ratio",
 ]
@@ -62,21 +64,24 @@ def draw(
     the shortest of them. Raises SpecError where bounded retries find no mask.
     """
     index = np.arange(batch_size, dtype=np.int64)[rows]
-    if masking.kind == "multiblock" and masking.sampler == "official":
+    keys = row_keys(seed, Stream.MASK, step, rows=index)
+    if isinstance(masking, OwnMasks):
+        drawn = masking.draw(grid, keys)
+    elif masking.kind == "random":
+        drawn = random_masks(masking, grid, keys)
+    elif masking.sampler == "official":
         drawn = _official(masking, grid, seed, step, index)
     else:
-        keys = row_keys(seed, Stream.MASK, step, rows=index)
-        if masking.kind == "random":
-            drawn = random_masks(masking, grid, keys)
-        else:
-            step_key = row_keys(seed, Stream.MASK, step, SIZES, rows=np.zeros(1, np.int64))
-            sizes = fixed_sizes(masking, grid, step_key)
-            drawn = fixed_masks(masking, grid, sizes, keys)
+        step_key = row_keys(seed, Stream.MASK, step, SIZES, rows=np.zeros(1, np.int64))
+        drawn = fixed_masks(masking, grid, fixed_sizes(masking, grid, step_key), keys)
     return Masks(np.ascontiguousarray(drawn.context), np.ascontiguousarray(drawn.targets))
 
 
 def effective_ratio(masking: MaskingSpec, grid: int) -> float:
     """Mean share of the grid's patches in at least one target block (fraction, simulated)."""
+    if isinstance(masking, OwnMasks):
+        covered = [len(np.unique(row)) for row in masking.measured(grid).targets]
+        return math.fsum(covered) / len(covered) / grid**2
     if masking.kind == "random":
         return round(masking.ratio * grid * grid) / grid**2
     shares = []
@@ -92,6 +97,8 @@ def context_tokens(masking: MaskingSpec, grid: int, *, batch_size: int = 1) -> f
 
     ``batch_size`` is the local batch: `official` cuts every context to its shortest.
     """
+    if isinstance(masking, OwnMasks):
+        return float(masking.measured(grid).context.shape[1])
     if masking.kind == "random":
         return float(grid * grid - round(masking.ratio * grid * grid))
     official = masking.sampler == "official"
@@ -107,10 +114,19 @@ def context_tokens(masking: MaskingSpec, grid: int, *, batch_size: int = 1) -> f
 
 def target_tokens(masking: MaskingSpec, grid: int) -> float:
     """Mean size of one target block (patches)."""
+    if isinstance(masking, OwnMasks):
+        return float(masking.measured(grid).targets.shape[2])
     if masking.kind == "random":
         return float(round(masking.ratio * grid * grid))
     odds = size_odds(masking.target, grid, official=masking.sampler == "official")
     return math.fsum(height * width * share for (height, width), share in odds.items())
+
+
+def num_blocks(masking: MaskingSpec, grid: int) -> int:
+    """Target blocks of an image."""
+    if isinstance(masking, OwnMasks):
+        return int(masking.measured(grid).targets.shape[1])
+    return 1 if masking.kind == "random" else masking.target.count
 
 
 def with_ratio(masking: MaskingSpec, grid: int, ratio: float) -> MaskingSpec:
@@ -118,6 +134,8 @@ def with_ratio(masking: MaskingSpec, grid: int, ratio: float) -> MaskingSpec:
 
     ValueError where no scale comes near enough, or contexts would get too short.
     """
+    if isinstance(masking, OwnMasks):
+        raise ValueError(f"a masking ratio cannot be set for masking {masking.kind!r}")
     if masking.kind == "random":
         changed = masking.model_copy(update={"ratio": ratio})
         _refuse(changed, grid, ratio)
@@ -147,6 +165,9 @@ def with_ratio(masking: MaskingSpec, grid: int, ratio: float) -> MaskingSpec:
 
 def infeasible(masking: MaskingSpec, grid: int) -> Iterator[tuple[tuple[str, ...], str]]:
     """Why masks cannot be drawn on a ``grid`` x ``grid`` image: field below ``masking``, reason."""
+    if isinstance(masking, OwnMasks):
+        yield from masking.infeasible(grid)
+        return
     if masking.kind == "random":
         masked = round(masking.ratio * grid * grid)
         if not 0 < masked < grid * grid:

@@ -65,6 +65,11 @@ class RunFolder:
         return self.root / "predictions.json"
 
     @property
+    def evaluation(self) -> Path:
+        """The final evaluations with intervals: a list of `scorebook.Score`."""
+        return self.root / "evaluation.json"
+
+    @property
     def scores(self) -> Path:
         """Scheduled evaluations as JSON lines: epoch (ended ones), step, at (ms), values."""
         return self.root / "scores.jsonl"

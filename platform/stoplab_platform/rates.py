@@ -106,7 +106,7 @@ def rate(spec: RunSpec, known: Sequence[Measured]) -> Rate:
 
 def shape(spec: RunSpec) -> str:
     """Digest of what decides a run's speed: sizes, masks, batch, and the hardware it asks for."""
-    model = spec.model.sizes(), spec.model.predictor.plain()
+    model = spec.model.sizes(), spec.model.predictor.plain(), spec.objective.plain()
     compute = spec.compute.plain()
     compute.pop("max_failures")
     compute["threads"] = spec.compute.resolved_threads
@@ -172,7 +172,8 @@ def _scaled(spec: RunSpec, one: Measured) -> Rate:
 def _assumed(spec: RunSpec) -> Range:
     """Images per second by the table of assumptions: of what is slowest."""
     compute = spec.compute
-    blocks = 2 * spec.model.sizes().depth + spec.model.predictor.depth  # context, target, predictor
+    passes = 1 + spec.objective.averages  # context, target
+    blocks = passes * spec.model.sizes().depth + spec.model.predictor.depth
     bounds = [BLOCKS_PER_S[_device(spec)] * (spec.optim.batch_size / blocks)]
     if _device(spec) == "gpu":
         speed = GPU_FLOPS * (compute.workers * compute.gpus_per_worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 HIDDEN = "[redacted]"
 SHORTEST = 6
@@ -43,6 +44,12 @@ def redacted(text: str) -> str:
     for value in sorted(_hidden, key=len, reverse=True):
         text = text.replace(value, _hidden[value])
     return text
+
+
+def without_credentials(url: str) -> str:
+    """A URL as others may see it: no user, no password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def scrubbed(text: str) -> str:

@@ -30,7 +30,6 @@ from stoplab_platform.jobs.views import job_view
 from stoplab_platform.paths import remove, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
-from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.trust import untrusted
 
 TRIES = 5  # against somebody else's move coming between
@@ -74,11 +73,11 @@ class Jobs:
         *,
         labels: Mapping[str, str] | None = None,
         priority: int = 0,
-        key: str | None = None,
+        record: IdempotencyRecord | None = None,
         retry_of: str | None = None,
         extends: str | None = None,
     ) -> Submitted:
-        """Accept a job; the same key and body give the same job, another body KeyReused."""
+        """Accept a job; the same record gives the same job, its key with another KeyReused."""
         _may_submit(principal)
         self.check(principal, spec)
         new = NewJob(
@@ -94,12 +93,16 @@ class Jobs:
             retry_of=retry_of,
             extends=extends,
         )
-        body = {"spec": new.spec, "labels": new.labels, "priority": priority,
-                "retry_of": retry_of, "extends": extends}  # fmt: skip
-        record = None if key is None else IdempotencyRecord(key, canonical_digest(body))
         submitted = self._store.submit(new, idempotency=record)
         self._wake()
         return submitted
+
+    def replayed(self, principal: Principal, record: IdempotencyRecord | None) -> Submitted | None:
+        """The answer that a request had before, whatever has changed since; None for a new one."""
+        if record is None:
+            return None
+        job = self._store.made_by(principal.project, principal.owner, record)
+        return None if job is None else Submitted(job, replayed=True)
 
     def get(self, principal: Principal, job_id: str) -> Job:
         """One job of the principal's project."""
@@ -127,7 +130,7 @@ class Jobs:
         job_id: str,
         *,
         limits: Mapping[str, Any] | None = None,
-        key: str | None = None,
+        record: IdempotencyRecord | None = None,
     ) -> Submitted:
         """A new job with a finished one's spec and limits (some of them changed).
 
@@ -144,7 +147,7 @@ class Jobs:
             limited(parse_spec(job.spec), {**job.limits, **(limits or {})}),
             labels=job.labels,
             priority=job.priority,
-            key=key,
+            record=record,
             retry_of=source,
             extends=job.extends,
         )
@@ -155,7 +158,7 @@ class Jobs:
         job_id: str,
         additions: Mapping[str, Any],
         *,
-        key: str | None = None,
+        record: IdempotencyRecord | None = None,
     ) -> Submitted:
         """A new job with a finished study's runs and more; see `extend.extended`."""
         job = self._own(principal, job_id)
@@ -167,7 +170,7 @@ class Jobs:
             spec,
             labels=job.labels,
             priority=job.priority,
-            key=key,
+            record=record,
             extends=job.id,
         )
 

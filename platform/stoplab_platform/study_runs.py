@@ -12,7 +12,7 @@ from stoplab_platform.errors import SpecError
 from stoplab_platform.masks import with_ratio
 from stoplab_platform.resources import Resources
 from stoplab_platform.specs import AnySpec, ComparisonSpec, RunSpec, SweepSpec, applied
-from stoplab_platform.specs.masking import MaskingSpec
+from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
 from stoplab_platform.specs.sweep import MASKING_RATIO
 
 CORNERS = 16
@@ -79,6 +79,6 @@ def _corners(spec: SweepSpec) -> Iterator[RunSpec]:
 
 def _at_ratio(run: RunSpec, ratio: float) -> MaskingSpec:
     found = with_ratio(*coarse(run.masking, run.grid), ratio)
-    if found.kind == "random" or run.masking.kind == "random":
-        return found
-    return run.masking.model_copy(update={"target": found.target})
+    if isinstance(found, MultiblockMasking):
+        return run.masking.model_copy(update={"target": found.target})
+    return found

@@ -73,18 +73,22 @@ def in_order(cells: Sequence[Cell], sort: str) -> list[Cell]:
 def rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[Any]]]:
     """Head and body: a row a cell, a column for each swept field and metric.
 
-    A swept `seed` has no column of its own: the cell's seed is the replicate's.
+    A swept `seed` has no column of its own: the cell's seed is the replicate's. Where unlike
+    versions of the protocols judged, a column tells which: such metrics are not comparable.
     """
     fields = sorted({name for cell in cells for name in cell.point} - set(HEAD))
     legs = LEG if any(cell.generation is not None for cell in cells) else ()
     metrics = sorted({name for cell in cells for name in cell.metrics})
+    judges = {c.certificate.get("protocols") for c in cells if c.state is CellState.SUCCEEDED}
+    apart = ("protocols",) if len(judges) > 1 else ()
     body = [
         [cell.id, cell.arm, cell.seed, cell.state.value, *(getattr(cell, name) for name in legs),
          *(cell.point.get(name) for name in fields), *(cell.metrics.get(name) for name in metrics),
+         *(cell.certificate.get(name) for name in apart),
          cell.mlflow_run_id, cell.started_at, cell.finished_at, cell.error]
         for cell in cells
     ]  # fmt: skip
-    return [*HEAD, *legs, *fields, *metrics, *TAIL], body
+    return [*HEAD, *legs, *fields, *metrics, *apart, *TAIL], body
 
 
 def as_csv(cells: Sequence[Cell]) -> str:

@@ -25,7 +25,9 @@ StudySpec = SweepSpec | ComparisonSpec
 Execute = Callable[..., "Summary"]
 """What `stoplab_trainers.launch.execute` is: spec, folder, identity, stop_file to summary."""
 
-FACTS = ("precision", "threads", "device", "data", "judged")  # that a pairing also rests on
+PROTOCOLS = "protocols"  # the fact that tells by which versions a run was judged
+FACTS = ("precision", "threads", "device", "data", "judged", PROTOCOLS)
+"""What a pairing also rests on."""
 PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
 NAME_ROOM = 90  # characters of a study's name in its runs' names
 
@@ -95,16 +97,32 @@ def newest_generation(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def comparable(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells whose values can be held against each other: of a population one generation.
+    """Cells whose values can be held against each other: judged alike, of one generation.
 
-    It is the newest whose legs have all ended, the first one before that.
+    Of a population it is the newest whose legs have all ended, the first one before that.
     """
+    cells = judged_alike(cells)
     if not (now := newest_generation(cells)) or now[0].generation == 0:
         return list(cells)
     ended = {CellState.SUCCEEDED, CellState.FAILED} | DONE
     if all(cell.state in ended for cell in now):
         return now
     return comparable([cell for cell in cells if cell not in now])
+
+
+def judged_alike(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells without the finished ones that other protocol versions judged than the latest one.
+
+    A study that went on after a protocol had changed holds scores that mean different things.
+    Runs of releases that told no version are one version by themselves.
+    """
+    done = [cell for cell in cells if cell.state is CellState.SUCCEEDED]
+    told = {cell.certificate.get(PROTOCOLS) for cell in done}
+    if len(told) < 2:
+        return list(cells)
+    ended = [(cell.finished_at.timestamp() if cell.finished_at else 0.0, cell) for cell in done]
+    latest = max(ended, key=lambda one: one[0])[1].certificate.get(PROTOCOLS)
+    return [c for c in cells if c not in done or c.certificate.get(PROTOCOLS) == latest]
 
 
 def unfinished(cells: Sequence[Cell]) -> list[Cell]:

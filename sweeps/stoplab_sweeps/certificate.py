@@ -11,6 +11,7 @@ from typing import Any
 
 from stoplab_platform.ledger import Cell
 from stoplab_platform.specs import ComparisonSpec, RunSpec
+from stoplab_platform.specs.objective import IjepaObjective
 
 EQUAL, SEED_ONLY, BROKEN = "equal", "seed-paired", "broken"
 SHORT = 12  # characters of a hash that people see
@@ -20,12 +21,12 @@ def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[
     """Check every block (seed to the cells of its arms); JSON types.
 
     `passed` is false, with `reasons`, where a stream differs between arms whose specs decide it
-    alike, or where a run left no hashes. Where an override changes a stream (masks by `masking`,
-    order by `data.shuffle` or `optim.batch_size`, weights by `model`), that is what the
-    comparison is about, or comes along with it: it is labelled `seed-paired` and warned of, not
-    refused, for the blocks stay independent and the interval over them valid. It only is as wide
-    as pairs of seeds make it. A weight that one arm's positions have and the other's lack is no
-    difference: those that both have must agree.
+    alike, where a run left no hashes, or where unlike versions of a protocol judged. Where an
+    override changes a stream (masks by `masking`, order by `data.shuffle` or `optim.batch_size`,
+    weights by `model`), that is what the comparison is about, or comes along with it: it is
+    labelled `seed-paired` and warned of, not refused, for the blocks stay independent and the
+    interval over them valid. It only is as wide as pairs of seeds make it. A weight that one
+    arm's positions have and the other's lack is no difference: those that both have must agree.
     """
     decided = {arm: _decided_by(spec.arm(arm, spec.seeds[0])) for arm in spec.arms}
     streams = dict.fromkeys(REQUIRED, EQUAL)
@@ -37,6 +38,7 @@ def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[
             reasons += [_reason(seed, stream, one) for one in broken]
             state = BROKEN if broken else EQUAL if _agree(stream, records) else SEED_ONLY
             streams[stream] = max(streams.get(stream, EQUAL), state, key=_SEVERITY.index)
+    reasons += _judged_apart(blocks)
     return {
         "passed": bool(blocks) and not reasons,
         "pairing": SEED_ONLY if SEED_ONLY in streams.values() else "paired",
@@ -51,9 +53,12 @@ def baseline(run: RunSpec) -> str | None:
 
     `ijepa`: deterministic with the mask token, or stoplab's StoP at noise_std 0, which is the
     same. `stop_sigma0`: the authors' StoP at noise 0. `official_off`: the authors' code with its
-    flag off, which has no mask token and is not I-JEPA. None: no baseline.
+    flag off, which has no mask token and is not I-JEPA. None: no baseline, as with other targets
+    or a learned table.
     """
     positions = run.positions
+    if run.objective != IjepaObjective(kind="ijepa") or positions.table == "learned":
+        return None
     official = positions.parametrization == "official"
     if positions.kind == "deterministic":
         return "official_off" if official else "ijepa"
@@ -77,7 +82,7 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
     official = getattr(run.masking, "sampler", "fixed") == "official"
     schedule = (data.train, data.shuffle, optim.batch_size, optim.epochs)
     return {
-        "init": (run.model, run.grid),
+        "init": (run.model, run.grid, run.objective.output_width(run.model.sizes())),
         # Of records without parts: weights that these positions alone have count there too.
         "init/": (run.positions.parametrization, getattr(run.positions, "covariance", "learned")),
         "samples": schedule,
@@ -91,6 +96,21 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
         "data": data.train,
         "judged": data.image_size,
     }  # fmt: skip
+
+
+def _judged_apart(blocks: Mapping[int, Sequence[Cell]]) -> list[str]:
+    """Blocks that unlike versions of the protocols judged make no one table."""
+    found: dict[str, list[int]] = {}
+    for seed, cells in blocks.items():
+        for version in {cell.certificate.get("protocols", "none told") for cell in cells}:
+            found.setdefault(version, []).append(seed)
+    if len(found) < 2:
+        return []
+    each = "; ".join(f"{version} in {', '.join(map(str, of))}" for version, of in found.items())
+    return [
+        f"runs were judged by unlike versions of the protocols (seeds: {each}); run the older "
+        "ones again"
+    ]
 
 
 def _streams(records: Mapping[str, Record]) -> list[str]:

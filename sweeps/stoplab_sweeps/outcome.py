@@ -21,6 +21,7 @@ from stoplab_sweeps.report import (
     comparison_markdown,
     comparison_table,
     failures,
+    judged_apart,
     sweep_table,
 )
 
@@ -59,6 +60,8 @@ def _swept(
     spec: SweepSpec, folder: JobFolder, cells: Sequence[Cell], tables: Sequence[Path]
 ) -> Outcome:
     print(f"\n{sweep_table(spec, cells)}\n", flush=True)
+    if apart := judged_apart(cells):
+        print(f"{apart}\n", flush=True)
     found = best_of(spec, cells)
     if found is not None:
         population = spec.scheduler.kind == "pbt"

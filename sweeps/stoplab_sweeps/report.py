@@ -9,7 +9,7 @@ from typing import Any
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
 from stoplab_sweeps import words
-from stoplab_sweeps.cells import comparable, name_of
+from stoplab_sweeps.cells import comparable, judged_alike, name_of
 from stoplab_sweeps.space import label
 
 Row = Sequence[str]
@@ -122,6 +122,18 @@ def failures(cells: Sequence[Cell]) -> str:
     rows = [(name_of(c), c.state.value, (c.error or "").splitlines()[0][:REASON_ROOM] if c.error
              else "") for c in bad]  # fmt: skip
     return table(("run", "state", "why"), rows)
+
+
+def judged_apart(cells: Sequence[Cell]) -> str:
+    """What is left out because other versions of the protocols judged it; empty for nothing."""
+    kept = {cell.id for cell in judged_alike(cells)}
+    if not (apart := [cell for cell in cells if cell.id not in kept]):
+        return ""
+    told = sorted({cell.certificate.get("protocols", "none told") for cell in apart})
+    return (
+        f"{len(apart)} runs were judged by other versions of the protocols ({'; '.join(told)}) "
+        "than the latest one, and are left out; run them again to have them in one table"
+    )
 
 
 def _by_point(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from stoplab_platform.ledger import DONE, Cell, CellState
 from stoplab_platform.specs import SweepSpec
 from stoplab_platform.specs.sweep import Axis
-from stoplab_sweeps.cells import by_point, cells_at
+from stoplab_sweeps.cells import by_point, cells_at, judged_alike
 from stoplab_sweeps.space import TRIES, Point, point_id
 
 log = logging.getLogger("stoplab")
@@ -88,6 +88,8 @@ def _told(
     spec: SweepSpec, axes: dict[str, BaseDistribution], groups: Sequence[Sequence[Cell]]
 ) -> list[FrozenTrial]:
     """What Optuna hears of the points so far; nothing of one that lies outside the axes."""
+    alike = {cell.id for cell in judged_alike([cell for group in groups for cell in group])}
+    groups = [kept for group in groups if (kept := [c for c in group if c.id in alike])]
     standings = [_standing(spec, group) for group in groups]
     if spec.search.sampler == "gp":
         standings = _all_complete(standings, worst=min if spec.objective.mode == "max" else max)

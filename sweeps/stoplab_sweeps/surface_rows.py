@@ -12,6 +12,7 @@ from stoplab_platform.masks import effective_ratio
 from stoplab_platform.specs import RunSpec, SweepSpec
 from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.specs.sweep import MASKING_RATIO
+from stoplab_sweeps.cells import judged_alike
 from stoplab_sweeps.certificate import baseline
 from stoplab_sweeps.importance import importance
 from stoplab_sweeps.space import run_at
@@ -33,7 +34,8 @@ def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
     """The surface of the runs that succeeded, with the importance of every axis.
 
     Where other fields vary too, it is the slice at their best setting (`slice`). Runs that were
-    pruned trained for less than the rest, and are left out (`left_out`). A population has no
+    pruned trained for less than the rest, and are left out (`left_out`), as are those that other
+    versions of the protocols judged. A population has no
     surface: its runs changed their points on the way. `baseline` names what stands at noise 0.
     """
     metric, mode = spec.objective.metric, spec.objective.mode
@@ -41,7 +43,11 @@ def surface_of(spec: SweepSpec, cells: Sequence[Cell]) -> dict[str, Any]:
     done = (
         []
         if changed
-        else [c for c in cells if c.state is CellState.SUCCEEDED and metric in c.metrics]
+        else [
+            cell
+            for cell in judged_alike(cells)
+            if cell.state is CellState.SUCCEEDED and metric in cell.metrics
+        ]
     )
     setting, chosen = _best_slice(done, metric, mode)
     fractions: dict[str, float] = {}
@@ -73,11 +79,7 @@ def _row(run: RunSpec, cell: Cell, metric: str, fractions: dict[str, float]) -> 
     if key not in fractions:  # simulated, so it takes a moment
         fractions[key] = effective_ratio(run.masking, run.grid)
     hours = hours_of(cell, run.compute)
-    return Row(_noise(run), fractions[key], cell.seed, cell.metrics[metric], hours)
-
-
-def _noise(run: RunSpec) -> float:
-    return 0.0 if run.positions.kind == "deterministic" else float(run.positions.noise_std)
+    return Row(run.positions.noise_std, fractions[key], cell.seed, cell.metrics[metric], hours)
 
 
 def _one_baseline(rows: Sequence[Row], names: Sequence[str | None]) -> tuple[str | None, list[Row]]:

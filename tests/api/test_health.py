@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from stoplab_api import auth
+from stoplab_api import auth, probes
 from stoplab_api.answers import ReadyBody
+from stoplab_api.probes import PARTS
 from stoplab_platform.errors import StoreUnavailable
 from stoplab_platform.pulse import FAILED_PASSES
 from stoplab_platform.runner.base import Launch
 from stoplab_platform.runner.local import LocalRunner
 from support_api import Api, NoRunner, eventually, running_api
+
+THREADS = 40  # that the framework gives to what waits
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,38 @@ class TestHealth:
             "reconciler",
         }
         assert "the database does not answer: gone" in problem["checks"]["reconciler"]["message"]
+
+    def test_alive_while_every_thread_waits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A database that hangs is no reason to kill the server."""
+        go_on, waiting = threading.Event(), threading.Semaphore(0)
+
+        def hangs(*_: Any) -> None:
+            waiting.release()
+            go_on.wait(30)
+
+        with running_api(tmp_path) as api, ThreadPoolExecutor(THREADS + 5) as pool:
+            monkeypatch.setattr(api.store, "principal", hangs)
+            with api.http() as http:
+                for _ in range(THREADS + 5):
+                    pool.submit(http.get, "/v1/me")
+                assert all(waiting.acquire(timeout=20) for _ in range(THREADS))
+                try:
+                    alive = httpx.get(f"{api.url}/livez", timeout=3, trust_env=False)
+                    assert alive.status_code == 200
+                finally:
+                    go_on.set()
+
+    def test_parts_are_asked_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        together = threading.Barrier(len(PARTS))
+
+        def meets(_: Any) -> None:
+            together.wait(20)
+
+        monkeypatch.setattr(probes, "PARTS", dict.fromkeys(PARTS, meets))
+        with running_api(tmp_path) as api, api.http(None) as http:
+            assert http.get("/readyz").status_code == 200
 
     def test_the_reconciler_moves(self, tmp_path: Path) -> None:
         with running_api(tmp_path, reconcile=True, reconcile_period_s=0.05) as api:

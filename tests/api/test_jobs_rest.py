@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stoplab_api.bodies import DryRunBody, JobBody, JobListBody
+from stoplab_api.bodies import DryRunBody, JobBody
 from stoplab_api.places import absolute_paths
 from stoplab_platform.jobs.states import State
 from stoplab_platform.paths import read_json, write_json
@@ -62,6 +62,31 @@ class TestSubmit:
         assert again.json()["id"] == first.json()["id"]
         assert other.status_code == 422
         assert other.json()["code"] == "idempotency-key-reused"
+
+    def test_what_has_changed_since_changes_no_answer(self, api: Api) -> None:
+        """A key stands for what the client sent, not for what that comes to today."""
+        first = api.submitted(labels={"a": "1"})
+        api.moved(first["id"], State.FAILED)
+        retry, headers = f"/v1/jobs/{first['id']}/retry", {"Idempotency-Key": "changed-since"}
+        with api.http() as http:
+            again = http.post(retry, headers=headers)
+            assert again.status_code == 202
+            label = {"labels": {"a": "2"}}
+            http.patch(f"/v1/jobs/{first['id']}", json=label, headers={"If-Match": "*"})
+            assert http.post(retry, headers=headers).json()["id"] == again.json()["id"]
+            http.post(f"/v1/jobs/{again.json()['id']}/cancel")
+            assert http.delete(f"/v1/jobs/{first['id']}").status_code == 204
+            answer = http.post(retry, headers=headers)
+        assert (answer.status_code, answer.json()["id"]) == (202, again.json()["id"])
+        assert answer.headers["Idempotency-Replayed"] == "true"
+
+    def test_a_key_is_of_one_call(self, api: Api) -> None:
+        headers = {"Idempotency-Key": "two-calls"}
+        first, second = (api.moved(api.submitted()["id"], State.FAILED) for _ in range(2))
+        with api.http() as http:
+            http.post(f"/v1/jobs/{first.id}/retry", headers=headers)
+            answer = http.post(f"/v1/jobs/{second.id}/retry", headers=headers)
+        assert answer.json()["code"] == "idempotency-key-reused"
 
     def test_at_the_same_moment_too(self, api: Api) -> None:
         def submit(_: int) -> str:
@@ -131,8 +156,13 @@ class TestPaths:
         assert base["data"]["train"][0] == "a.tar", "the original stays"
 
     def test_an_evaluations_own(self) -> None:
-        spec = {"checkpoint": {"path": "runs/1"}, "data": {"train": "digits/train", "test": "t"}}
+        spec = {
+            "checkpoint": {"path": "runs/1"},
+            "data": {"train": "digits/train", "test": "t"},
+            "protocols": [{"kind": "knn", "k": [1, 2]}, {"kind": "low_shot", "list": "few.txt"}],
+        }
         assert absolute_paths(spec, Path("/r")) == {
+            "protocols": [{"kind": "knn", "k": [1, 2]}, {"kind": "low_shot", "list": "/r/few.txt"}],
             "checkpoint": {"path": "/r/runs/1"},
             "data": {"train": "digits/train", "test": "/r/t"},
         }
@@ -140,77 +170,6 @@ class TestPaths:
     @pytest.mark.parametrize("nonsense", [{"data": 3}, {"base": "x"}, {"arms": [1]}, {"space": 1}])
     def test_nonsense_is_left_to_validation(self, nonsense: dict[str, Any]) -> None:
         assert absolute_paths(nonsense, Path("/r")) == nonsense
-
-
-@pytest.fixture(scope="module")
-def jobs(api: Api) -> dict[str, dict[str, Any]]:
-    made = {
-        "one": api.submitted(with_(name="List-one"), labels={"team": "a", "url": "x:y"}),
-        "two": api.submitted(with_(name="list-two"), labels={"team": "a"}),
-        "pair": api.submitted({**COMPARE, "name": "list-pair"}, labels={"team": "b"}),
-    }
-    api.moved(made["two"]["id"], State.RUNNING)
-    return made
-
-
-class TestList:
-    def names(self, api: Api, **params: Any) -> list[str]:
-        with api.http() as http:
-            answer = http.get("/v1/jobs", params={"q": "list", **params})
-        assert answer.status_code == 200, answer.text
-        page = JobListBody.model_validate(answer.json())
-        return [job.name for job in page.items]
-
-    def test_newest_first(self, api: Api, jobs: object) -> None:
-        assert self.names(api) == ["list-pair", "list-two", "List-one"]
-
-    def test_states_are_or(self, api: Api, jobs: object) -> None:
-        assert self.names(api, state="RUNNING") == ["list-two"]
-        both = ["QUEUED", "RUNNING"]
-        assert self.names(api, state=both) == ["list-pair", "list-two", "List-one"]
-
-    def test_labels_are_and_split_at_the_first_colon(self, api: Api, jobs: object) -> None:
-        assert self.names(api, label="team:a") == ["list-two", "List-one"]
-        assert self.names(api, label=["team:a", "url:x:y"]) == ["List-one"]
-        assert self.names(api, label=["team:a", "team:b"]) == []
-
-    def test_kind(self, api: Api, jobs: object) -> None:
-        assert self.names(api, kind="compare") == ["list-pair"]
-
-    def test_q_is_a_prefix_of_name_or_id(self, api: Api, jobs: dict[str, Any]) -> None:
-        assert self.names(api, q="LIST-T") == ["list-two"]
-        assert self.names(api, q="ist-two") == []
-        assert self.names(api, q=jobs["pair"]["id"]) == ["list-pair"]
-
-    def test_the_cursor_walks_all_pages(self, api: Api, jobs: object) -> None:
-        found: list[str] = []
-        params: dict[str, Any] = {"q": "list", "limit": 1}
-        with api.http() as http:
-            while True:
-                page = http.get("/v1/jobs", params=params).json()
-                found += [job["name"] for job in page["items"]]
-                if page["next_cursor"] is None:
-                    break
-                params["cursor"] = page["next_cursor"]
-        assert found == ["list-pair", "list-two", "List-one"]
-
-    @pytest.mark.parametrize(
-        ("query", "pointer"),
-        [
-            ("stat=QUEUED", "?stat"),
-            ("state=SLEEPING", "?state"),
-            ("limit=0", "?limit"),
-            ("limit=x", "?limit"),
-            ("label=team", "?label"),
-            ("cursor=1", "?cursor"),
-            ("kind=bake", "?kind"),
-        ],
-    )
-    def test_what_it_does_not_know_is_400(self, api: Api, query: str, pointer: str) -> None:
-        with api.http() as http:
-            answer = http.get(f"/v1/jobs?{query}")
-        assert answer.status_code == 400
-        assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
 
 
 class TestShow:
@@ -249,6 +208,17 @@ class TestShow:
 
 
 class TestChange:
+    def test_labels_have_an_end(self, api: Api) -> None:
+        job = api.submitted(labels={f"a{n}": "" for n in range(64)})
+        with api.http() as http:
+            body = {"labels": {"one-more": ""}}
+            path, headers = f"/v1/jobs/{job['id']}", {"If-Match": "*"}
+            answer = http.patch(path, json=body, headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid-body")
+            assert answer.json()["errors"][0]["pointer"] == "/labels"
+            body["labels"]["a0"] = None
+            assert http.patch(path, json=body, headers=headers).status_code == 200
+
     def test_labels_and_priority(self, api: Api) -> None:
         job = api.submitted(labels={"a": "1", "b": "2"})
         path = f"/v1/jobs/{job['id']}"

@@ -118,6 +118,9 @@ def test_a_token_gives_no_more_than_it_has(api: Api) -> None:
             assert answer.status_code == 403, scopes
         made = http.post("/v1/tokens", json={**body, "scopes": ["tokens:admin"]})
         assert made.status_code == 201
+        tokens = {token["name"]: token["id"] for token in http.get("/v1/tokens").json()["items"]}
+        for name, status in (("root", 403), ("narrow", 200)):
+            assert http.post(f"/v1/tokens/{tokens[name]}/rotate").status_code == status, name
 
 
 def test_a_rotated_token(api: Api) -> None:

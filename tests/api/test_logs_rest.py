@@ -12,6 +12,8 @@ import pytest
 
 from stoplab_api import logs, sse
 from stoplab_api.logs import CHUNK
+from stoplab_api.routers import logs as routes
+from stoplab_platform.jobs.models import Role
 from stoplab_platform.jobs.states import State
 from support_api import Api, eventually, running_api
 
@@ -156,6 +158,20 @@ class TestFollow:
             assert next(stream) == Seen("end", '{"state": "FAILED"}', "13")
             with pytest.raises(StopIteration):
                 next(stream)
+
+    def test_it_ends_with_the_token(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(routes, "TOKEN_S", 0.1)
+        job_id = api.submitted()["id"]
+        for kind in ("logs", "events"):
+            token, word = api.store.create_token(
+                kind, owner="ana", project="default", role=Role.VIEWER
+            )
+            headers = {"Authorization": f"Bearer {word}"}
+            url = f"/v1/jobs/{job_id}/{kind}?follow=1"
+            with api.http(None) as http, http.stream("GET", url, headers=headers) as answer:
+                assert answer.status_code == 200
+                api.store.revoke_token(token.id)
+                assert "event: end" not in "".join(answer.iter_text()), "the job lives"
 
     def test_tail(self, api: Api) -> None:
         job_id = finished(api, b"1\n2\n3\n")

@@ -13,7 +13,7 @@ from stoplab_platform import settle
 from stoplab_platform.admission import QueueInfo
 from stoplab_platform.errors import Conflict, Forbidden, IllegalMove, KeyReused, NotFound, SpecError
 from stoplab_platform.handoff import read_stop
-from stoplab_platform.jobs.models import Intent, Job, JobQuery
+from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuery
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import read_json, write_json
@@ -35,6 +35,8 @@ from support_store import (
     open_store,
     run_spec,
 )
+
+KEY = IdempotencyRecord("k", "a request")
 
 
 @pytest.fixture
@@ -79,13 +81,18 @@ class TestSubmit:
         assert woken
 
     def test_key(self, jobs: Jobs) -> None:
-        first = jobs.submit(ANA, run_spec(), key="k")
-        assert jobs.submit(ANA, run_spec(), key="k").job == first.job
-        for other in ({"labels": {"a": "b"}}, {"priority": 1}):
-            with pytest.raises(KeyReused):
-                jobs.submit(ANA, run_spec(), key="k", **other)  # type: ignore[arg-type]
+        assert jobs.replayed(ANA, KEY) is jobs.replayed(ANA, None) is None
+        first = jobs.submit(ANA, run_spec(), record=KEY)
+        assert jobs.submit(ANA, run_spec(), record=KEY).job == first.job
+        again = jobs.replayed(ANA, KEY)
+        assert again is not None
+        assert (again.job, again.replayed) == (first.job, True)
+        other = IdempotencyRecord(KEY.key, "another request")
         with pytest.raises(KeyReused):
-            jobs.submit(ANA, run_spec("other"), key="k")
+            jobs.submit(ANA, run_spec(), record=other)
+        with pytest.raises(KeyReused):
+            jobs.replayed(ANA, other)
+        assert jobs.replayed(BEN, other) is None
 
     def test_what_never_fits_is_refused(self, jobs: Jobs, store: JobStore) -> None:
         large = run_spec(compute={"workers": 8}, optim={"batch_size": 64})
@@ -188,11 +195,11 @@ class TestStopping:
 class TestRetryAndEdit:
     def test_retry_is_a_new_job(self, jobs: Jobs, store: JobStore, job: Job) -> None:
         finished(store, job)
-        again = jobs.retry(ANA, job.id, key="k").job
+        again = jobs.retry(ANA, job.id, record=KEY).job
         assert (again.retry_of, again.state, again.attempt) == (job.id, State.QUEUED, 0)
         assert (again.spec, again.labels, again.priority) == (job.spec, job.labels, job.priority)
         assert jobs.get(ANA, job.id).state is State.FAILED
-        assert jobs.retry(ANA, job.id, key="k").job == again
+        assert jobs.retry(ANA, job.id, record=KEY).job == again
 
     def test_edit_of_what_was_seen(self, jobs: Jobs, job: Job) -> None:
         edited = jobs.edit(ANA, job.id, job.version, labels={"a": "b"}, priority=7)
@@ -205,11 +212,11 @@ class TestRetryAndEdit:
         with pytest.raises(IllegalMove, match="extend"):
             jobs.extend(ANA, first.id, {"seeds": [2]})
         finished(store, first)
-        more = jobs.extend(ANA, first.id, {"seeds": [2]}, key="k").job
+        more = jobs.extend(ANA, first.id, {"seeds": [2]}, record=KEY).job
         assert (more.extends, more.retry_of, more.state) == (first.id, None, State.QUEUED)
         assert more.spec["seeds"] == [0, 1, 2]
         assert jobs.get(ANA, first.id).spec["seeds"] == [0, 1]
-        assert jobs.extend(ANA, first.id, {"seeds": [2]}, key="k").replayed
+        assert jobs.extend(ANA, first.id, {"seeds": [2]}, record=KEY).replayed
         assert "extend" in jobs.view(jobs.get(ANA, first.id))["status"]["allowed_actions"]
 
     def test_limits_of_a_running_study(
@@ -407,6 +414,12 @@ class TestView:
         run.root.mkdir(parents=True)
         run.progress.write_text("{")
         assert jobs.view(job)["status"]["progress"] is None
+
+    def test_a_link_tells_no_password(self, store: JobStore, home: Path, job: Job) -> None:
+        settings = lab_settings(home, "http://ml:hunter22@mlflow:5000/")
+        write_json(settings.folders.job(job.id).run("run").spool_sent, {"run_id": "r"})
+        link = Jobs(store, settings).view(job)["links"]["mlflow"]
+        assert link == "http://mlflow:5000/#/runs/r"
 
     def test_no_link_without_a_server(self, store: JobStore, home: Path, job: Job) -> None:
         settings = lab_settings(home)

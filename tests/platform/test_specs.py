@@ -116,8 +116,11 @@ class TestAllProblemsAtOnce:
         )
         assert problems(data) == {
             "evals.0.k": "0: Input should be greater than or equal to 1",
-            "evals.1.kind": "'nope' is none of 'knn', 'linear', 'low_shot', 'location'",
-            "evals.2.fraction": "give either fraction or per_class",
+            "evals.1.kind": (
+                "'nope' is none of 'knn', 'linear', 'linear_sgd', 'low_shot', 'location', "
+                "'robustness', 'finetune', 'segmentation'"
+            ),
+            "evals.2.fraction": "give either fraction or per_class, or a list",
             "evals.3": "'x': Input should be a valid dictionary or object to extract fields from",
             "evals.4.kind": "required, and not given",
             "optim.batch_size": "63 must divide by compute.workers (2)",
@@ -204,9 +207,6 @@ class TestAllProblemsAtOnce:
 
 
 class TestMeaning:
-    def test_what_cannot_be_trained_is_refused(self) -> None:
-        assert problems(small(objective="mae")).keys() == {"objective"}
-
     def test_evaluations_need_labels(self) -> None:
         data = {"train": "/data/train.tar"}
         assert problems(small(data=data)).keys() == {"data.eval"}

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from scipy import stats
 
 from stoplab_platform.ledger import Cell, CellState
+from stoplab_platform.trials import rows
 from stoplab_sweeps.best import best_of, sentence
 from stoplab_sweeps.cells import plan
+from stoplab_sweeps.report import judged_apart, sweep_table
+from stoplab_sweeps.surface_rows import surface_of
 from support_studies import sweep
 
 NOISE = "positions.noise_std"
@@ -51,6 +55,31 @@ def test_the_best_comes_with_its_interval_and_those_it_cannot_be_told_from() -> 
         "best: noise_std=0.2  val/knn_top1 0.6167 (95 % interval 0.3375 to 0.8959, 3 seeds); "
         "cannot be told apart from it (95 %): noise_std=0.1"
     )
+
+
+def test_what_other_versions_judged_is_no_rival() -> None:
+    spec, found = cells(VALUES)
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    aged = [
+        cell.model_copy(
+            update={
+                "certificate": {"protocols": "knn/2" if old else "knn/3"},
+                "finished_at": now - timedelta(hours=old),
+            }
+        )
+        for cell in found
+        for old in [cell.point[NOISE] == 0.2]
+    ]
+    best = best_of(spec, aged)
+    assert best is not None
+    assert (best.best.point, best.n_points) == ({NOISE: 0.1}, 2)
+    assert "noise_std=0.2" not in sweep_table(spec, aged)
+    assert judged_apart(aged).startswith("3 runs were judged by other versions of the protocols (k")
+    assert judged_apart(found) == ""
+    assert {point["noise_std"] for point in surface_of(spec, aged)["points"]} == {0.1, 0.3}
+    head, body = rows(aged)
+    assert {line[head.index("protocols")] for line in body} == {"knn/2", "knn/3"}
+    assert "protocols" not in rows(found)[0]
 
 
 def test_the_least_can_be_the_best() -> None:

@@ -169,6 +169,28 @@ def test_arms_that_are_judged_by_unlike_data_are_refused() -> None:
     assert found("x", "")["passed"], "a run of an earlier release did not tell"
 
 
+def test_blocks_that_unlike_versions_judged_are_refused() -> None:
+    def found(*told: str) -> dict[str, Any]:
+        blocks = {
+            seed: [
+                finished(
+                    arm, seed, 0.5,
+                    certificate=certificate(seed) | ({"protocols": version} if version else {}),
+                )
+                for arm in ("deterministic", "stochastic")
+            ]
+            for seed, version in enumerate(told)
+        }  # fmt: skip
+        return certify(comparison(), blocks)
+
+    assert found("knn/3", "knn/3")["passed"]
+    apart = found("knn/3", "knn/4", "knn/4")
+    assert not apart["passed"]
+    assert "(seeds: knn/3 in 0; knn/4 in 1, 2)" in apart["reasons"][0]
+    assert not found("", "knn/3")["passed"], "of an earlier release the version is not known"
+    assert found("", "")["passed"]
+
+
 @pytest.mark.parametrize(
     ("override", "path"),
     [

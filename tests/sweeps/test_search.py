@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,24 @@ def test_a_point_is_worth_the_mean_of_its_replicates(monkeypatch: pytest.MonkeyP
         ("PRUNED", None),
     ]  # fmt: skip
     assert told[1]["intermediate_values"] == {4: pytest.approx(0.2)}
+
+
+def test_a_search_hears_nothing_of_what_other_versions_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec, told = adaptive(), list[Any]()
+    real = search.create_trial
+    monkeypatch.setattr(search, "create_trial", lambda **of: told.append(of) or real(**of))
+    cells = [
+        cell.model_copy(update={
+            "metrics": {"val/knn_top1": value}, "certificate": {"protocols": f"knn/{version}"},
+            "finished_at": datetime(2026, 1, version, tzinfo=UTC),
+        })
+        for value, noise, version in ((0.9, 0.1, 2), (0.5, 0.5, 3))
+        for cell in at(spec, noise, state=CellState.SUCCEEDED)
+    ]  # fmt: skip
+    suggest(spec, by_point(cells))
+    assert [trial["value"] for trial in told] == [0.5]
 
 
 class TestGaussianProcess:

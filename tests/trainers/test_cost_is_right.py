@@ -61,6 +61,7 @@ def test_parameters_are_those_that_are_trained(name: str) -> None:
     [
         {"kind": "deterministic"},
         {"kind": "deterministic", "parametrization": "official"},
+        {"kind": "deterministic", "table": "learned"},
         {"kind": "stochastic", "covariance": "untied"},
         {"kind": "stochastic", "covariance": "untied", "noise_std": 0},
         {"kind": "stochastic", "parametrization": "official"},
@@ -69,6 +70,8 @@ def test_parameters_are_those_that_are_trained(name: str) -> None:
 def test_parameters_of_every_kind_of_positions(positions: dict[str, Any]) -> None:
     made = case(positions=positions)
     assert parameters(made.spec).trained == _trained(made.model)
+    pixels = case(positions=positions, objective="mae", masking={"kind": "random"})
+    assert parameters(pixels.spec).trained == _trained(pixels.model)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,7 @@ def test_parameters_of_every_kind_of_positions(positions: dict[str, Any]) -> Non
         {**LARGER, "positions": {"kind": "deterministic"}},
         {**LARGER, "positions": {"kind": "stochastic", "noise_on": "both"}},
         {**LARGER, "masking": {"kind": "random", "ratio": 0.6}},
+        {**LARGER, "masking": {"kind": "random"}, "objective": "mae"},
     ],
 )
 def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from stoplab_platform.errors import Stopped
 from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.scorebook import read_scores
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import client
 from stoplab_trainers import checkpoint
@@ -55,6 +56,11 @@ def test_a_run_leaves_scores_checkpoints_and_a_run_in_mlflow(
     assert logged.info.status == "FINISHED"
     assert logged.data.metrics["test/knn_top1"] == summary.metrics["test/knn_top1"]
     assert logged.data.tags["stoplab.run_digest"] == summary.run_digest
+    assert logged.data.tags["stoplab.protocols"] == summary.facts["protocols"] == "knn/3"
+    files = [file.path for file in client(mlflow_uri).list_artifacts(summary.mlflow_run_id)]
+    assert "evaluation.json" in files
+    (score,) = (row for row in read_scores(run) if row.name == "test/knn_top1")
+    assert score.low <= score.value == summary.metrics["test/knn_top1"] <= score.high
     assert logged.data.params["positions.noise_std"] == "0.25"
     measured = logged.data.metrics["mask/effective_ratio"]
     assert float(logged.data.tags["stoplab.masking_ratio"]) == pytest.approx(measured, abs=0.1)

@@ -12,6 +12,7 @@ from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_trainers.checkpoint import permitted
 from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.evals.low_shot import read_list
 from support_shards import shard
 
 
@@ -42,6 +43,15 @@ def test_a_link_that_leads_out_is_not_followed(
     (root / "link.tar").symlink_to(shard(tmp_path / "outside.tar", range(3)))
     with pytest.raises(DataError, match="outside of what STOPLAB_DATA_ROOTS allows"):
         ShardSet.open(form.format(root=root), cache)
+
+
+def test_a_list_of_samples(root: Path, tmp_path: Path) -> None:
+    (root / "few.txt").write_text("s0000\n")
+    assert read_list(root / "few.txt") == "s0000\n"
+    (tmp_path / "few.txt").write_text("s0000\n")
+    (root / "link.txt").symlink_to(tmp_path / "few.txt")
+    with pytest.raises(DataError, match="outside of what STOPLAB_DATA_ROOTS allows"):
+        read_list(root / "link.txt")
 
 
 def test_weights(root: Path, tmp_path: Path) -> None:

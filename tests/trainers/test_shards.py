@@ -185,12 +185,13 @@ def test_only_samples_with_an_image_side_by_side_are_taken(tmp_path: Path, cache
     shards = opened(
         {
             "__meta__.json": b"{}", ".hidden": b"", "README": b"text",
-            "a/1.json": b"{}", "a/1.seg.png": image, "a/1.png": b"second", "a/1.cls": b" 7\n",
+            "a/1.seg.png": b"mask", "a/1.left.png": image, "a/1.png": b"second", "a/1.cls": b" 7\n",
             "a.b/2.PNG": image, "a.b/2.cls": b"cat",
         }
     )  # fmt: skip
     assert shards.keys == ["a/1", "a.b/2"]
     assert shards.read(0) == image
+    assert shards.read_mask(0) == b"mask"
     assert shards.labels is None
     assert shards.unlabelled is not None
     assert "a.b/2" in shards.unlabelled

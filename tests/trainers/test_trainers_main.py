@@ -64,8 +64,12 @@ def test_a_finished_job_can_be_evaluated_again(
         },
         "protocols": [{"kind": "knn"}],
     }  # fmt: skip
+    kept = set((home / "cache" / "features").glob("*.npy"))
     monkeypatch.setenv("STOPLAB_JOB_ID", "j_probe")
     assert main([written(tmp_path / "p.yaml", probe)]) == Exit.OK
+    assert kept
+    assert set((home / "cache" / "features").glob("*.npy")) == kept, "no image was run again"
+    assert (home / "jobs" / "j_probe" / "runs" / "run" / "evaluation.json").exists()
     probed = read_json(JobFolder(home / "jobs" / "j_probe").run("run").summary)
     assert probed["metrics"]["test/knn_top1"] == trained["metrics"]["test/knn_top1"]
     assert probed["steps"] == trained["steps"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stoplab_platform.errors import CheckpointError, NotFound
-from stoplab_platform.paths import RunFolder, write_atomic, write_json
+from stoplab_platform.paths import RunFolder, write_atomic
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec, RunSpec, applied, load_spec
 from stoplab_platform.specs.evaluation import CheckpointRef
@@ -47,10 +47,13 @@ def evaluate_checkpoint(
     tracker = SpoolTracker(folder, settings.tracking_uri)
     try:
         tracker.start(identity, flatten(spec.plain()))
-        final = Scores(trained, settings.folders.cache).final(encoder)
+        scores = Scores(trained, settings.folders.cache)
+        final = scores.final(encoder)
         metrics = final.metrics
-        write_json(folder.predictions, final.predictions)
+        final.leave(folder)
         tracker.metrics(step, metrics)
+        tracker.tags({"stoplab.protocols": scores.protocols})
+        tracker.artifact(folder.evaluation)
         log.info("%s  %s", path, spelled(metrics))
         tracker.finish("FINISHED")
     finally:
@@ -58,7 +61,7 @@ def evaluate_checkpoint(
     summary = Summary(
         metrics=metrics,
         certificate={},
-        facts={"checkpoint": str(path)},
+        facts={"checkpoint": str(path), **scores.facts()},
         run_digest="",
         weights_sha256=checkpoint.weights_sha256(state["target"]),
         mlflow_run_id=tracker.run_id,

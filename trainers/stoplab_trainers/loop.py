@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,9 +26,10 @@ from stoplab_trainers.data.loader import Batch, batches, normalise
 from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics import position_stats
-from stoplab_trainers.loss import smooth_l1
+from stoplab_trainers.loss import penalty
 from stoplab_trainers.masking import TensorMasks, draw_masks
-from stoplab_trainers.model.jepa import Jepa, build_model, target_features, target_of
+from stoplab_trainers.model.jepa import Jepa
+from stoplab_trainers.objective import objective_of
 from stoplab_trainers.optim import Schedules, build_optimizer, set_step, update_ema
 from stoplab_trainers.pairing import PairingRecord
 from stoplab_trainers.randomness import draw_noise
@@ -82,8 +83,9 @@ class Run:
             shards.counts, optim.batch_size, spec.seed, spec.data.shuffle.window_shards
         )
         self.rows = share(optim.batch_size, self.world.rank, self.world.size)
-        self.model: Jepa = build_model(spec).to(self.world.device)
-        self.target = target_of(self.model.encoder)
+        self.objective = objective_of(spec)
+        self.model: Jepa = self.objective.build(spec).to(self.world.device)
+        self.target = self.objective.target(self.model.encoder)
         self.record = PairingRecord(self.model.state_dict())
         self.optimizer = build_optimizer(self.model, optim)
         self.schedules = Schedules(optim, self.plan.steps_per_epoch)
@@ -96,6 +98,11 @@ class Run:
     def total_steps(self) -> int:
         """Steps of the whole run, which its schedules span; it may be left at `last_step`."""
         return self.schedules.total_steps
+
+    @property
+    def averages(self) -> bool:
+        """Whether the target is a moving average, and not the student's encoder itself."""
+        return self.target is not self.model.encoder
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, but for the spec and the data."""
@@ -137,10 +144,8 @@ def steps(run: Run) -> Iterator[StepReport]:
     begin = time.perf_counter()
     for batch in _feed(run):
         run.step += 1
-        loss, targets, masks, gradient_norm = _train_step(run, batch)
-        metrics: dict[str, float] = {}
-        if _is_logged(run):
-            metrics = _measure(run, loss, targets, masks, gradient_norm)
+        done = _train_step(run, batch)
+        metrics = _measure(run, done) if _is_logged(run) else {}
         pending.append(time.perf_counter() - begin)
         if metrics:
             metrics["train/samples_per_s"] = run.spec.optim.batch_size * len(pending) / sum(pending)
@@ -171,7 +176,17 @@ def _feed(run: Run) -> Iterator[Batch]:
     )
 
 
-def _train_step(run: Run, batch: Batch) -> tuple[Tensor, Tensor, TensorMasks, Tensor]:
+class _Done(NamedTuple):
+    """What a step leaves to be measured."""
+
+    loss: Float[Tensor, ""]
+    penalty: Float[Tensor, ""] | None
+    targets: Float[Tensor, "b block n d"]
+    masks: TensorMasks
+    gradient_norm: Float[Tensor, ""]
+
+
+def _train_step(run: Run, batch: Batch) -> _Done:
     spec, device = run.spec, run.world.device
     set_step(run.optimizer, run.schedules, run.step)
     images = normalise(batch.images.to(device, non_blocking=True))
@@ -181,17 +196,22 @@ def _train_step(run: Run, batch: Batch) -> tuple[Tensor, Tensor, TensorMasks, Te
     _, num_blocks, num_target = masks.targets.shape
     noise = draw_noise(spec, batch.step, run.rows, num_context, num_blocks, num_target, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision(spec, device) == "bf16"):
-        targets = target_features(run.target, images, masks.targets)
+        targets = run.objective.targets(run.target, images, masks)
         predictions = run.student(images, masks, noise)
-    loss = smooth_l1(predictions, targets)
+    loss = run.objective.loss(predictions, targets)
+    extra = None
+    if spec.optim.a_penalty:
+        extra = penalty(run.model.predictor.embed.weight, spec.optim.a_penalty)
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss if extra is None else loss + extra).backward()  # type: ignore[no-untyped-call]
     gradient_norm = nn.utils.clip_grad_norm_(
         run.model.parameters(), spec.optim.clip_grad or math.inf, foreach=True
     )
     run.optimizer.step()
-    update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))
-    return loss.detach(), targets, masks, gradient_norm
+    if run.averages:
+        update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))
+    extra = None if extra is None else extra.detach()
+    return _Done(loss.detach(), extra, targets, masks, gradient_norm)
 
 
 def precision(spec: RunSpec, device: torch.device) -> str:
@@ -212,33 +232,33 @@ def _is_logged(run: Run) -> bool:
     return run.step <= DENSE_STEPS or run.step % every == 0 or run.step == run.last_step
 
 
-def _measure(
-    run: Run,
-    loss: Tensor,
-    targets: Float[Tensor, "b block n d"],
-    masks: TensorMasks,
-    gradient_norm: Tensor,
-) -> dict[str, float]:
-    """Numbers of a logged step; the loss is the mean over all workers."""
+def _measure(run: Run, done: _Done) -> dict[str, float]:
+    """Numbers of a logged step; the loss is the mean over all workers, without the penalty."""
+    loss, masks = done.loss, done.masks
     if run.world.size > 1:
         dist.all_reduce(loss, op=dist.ReduceOp.SUM)
         loss = loss / run.world.size
     value = float(loss)
     if not math.isfinite(value):
         raise Diverged(f"the loss is {value} at step {run.step}")
-    flat = targets.flatten(0, 2).float()
+    flat = done.targets.flatten(0, 2).float() if run.objective.in_features else None
     patches = run.spec.grid**2
-    return {
+    metrics = {
         "train/loss": value,
         "train/lr": run.schedules.lr(run.step),
         "train/weight_decay": run.schedules.weight_decay(run.step),
-        "train/ema": run.schedules.momentum(run.step),
-        "train/grad_norm": float(gradient_norm),
+        "train/grad_norm": float(done.gradient_norm),
         "mask/context_tokens": float(masks.context.shape[1]),
         "mask/effective_ratio": float(_covered(masks, patches).float().mean()),
-        "collapse/feature_std": float(flat.std(dim=0).mean()),
         **position_stats(run.model, run.spec, flat),
     }
+    if run.averages:
+        metrics["train/ema"] = run.schedules.momentum(run.step)
+    if flat is not None:
+        metrics["collapse/feature_std"] = float(flat.std(dim=0).mean())
+    if done.penalty is not None:
+        metrics["train/a_penalty"] = float(done.penalty)
+    return metrics
 
 
 def _covered(masks: TensorMasks, patches: int) -> Bool[Tensor, "b n"]:

@@ -23,19 +23,21 @@ class Schedules:
         self.optim = optim
         self.total_steps = optim.epochs * steps_per_epoch
         self.warmup_steps = int(optim.warmup_epochs * steps_per_epoch)
+        frozen = optim.freeze_after_epoch
+        self.last_change = self.total_steps if frozen is None else frozen * steps_per_epoch
 
     def lr(self, step: int) -> float:
-        """Linear from start_lr to lr over the warm-up, then a cosine to final_lr."""
-        optim, warmup = self.optim, self.warmup_steps
+        """Linear from start_lr to lr over the warm-up, then a cosine to final_lr, until frozen."""
+        optim, warmup, step = self.optim, self.warmup_steps, min(step, self.last_change)
         if step < warmup:
             return optim.start_lr + step / warmup * (optim.lr - optim.start_lr)
         progress = (step - warmup) / max(1, self.total_steps - warmup)
         return max(optim.final_lr, _cosine(optim.lr, optim.final_lr, progress))
 
     def weight_decay(self, step: int) -> float:
-        """A cosine from the first to the second value of weight_decay."""
+        """A cosine from the first to the second value of weight_decay, until frozen."""
         start, end = self.optim.weight_decay
-        return _cosine(start, end, step / self.total_steps)
+        return _cosine(start, end, min(step, self.last_change) / self.total_steps)
 
     def momentum(self, step: int) -> float:
         """Linear from the first towards the second value of ema, which it never reaches."""

@@ -45,10 +45,10 @@ def draw_noise(
     Predictor width for covariance `identity`. Tokens, blocks and images all get their own.
     """
     positions = spec.positions
-    if positions.kind == "deterministic" or positions.noise_std == 0:
+    if positions.noise_std == 0:
         return NO_NOISE
-    identity = positions.covariance == "identity"
-    width = spec.model.predictor.width if identity else spec.model.sizes().width
+    narrow = positions.noise_in == "predictor"
+    width = spec.model.predictor.width if narrow else spec.model.sizes().width
     masked = context = None
     if positions.noise_on != "context":
         keys = row_keys(spec, step, rows, MASKED, device)

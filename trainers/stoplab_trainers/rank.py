@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from stoplab_platform.errors import CheckpointError, Fenced, Stopped
 from stoplab_platform.fence import is_fenced
 from stoplab_platform.masks import effective_ratio
-from stoplab_platform.paths import RunFolder, read_json, write_atomic, write_json
+from stoplab_platform.paths import RunFolder, read_json, write_atomic
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
@@ -131,7 +131,7 @@ def run_rank(
     summary = Summary(
         metrics={**last.metrics, **found},
         certificate=run.record.certificate(),
-        facts=facts | ({"judged": scores.fingerprint} if scores else {}),
+        facts=facts | (scores.facts() if scores else {}),
         run_digest=identity.run_digest,
         weights_sha256=weights,
         mlflow_run_id=tracker.run_id,
@@ -160,13 +160,16 @@ def _judged(
     A run that is left before its last epoch is only judged by the validation split.
     """
     if scores is None:
-        final = Final({}, {})
+        final = Final()
     elif run.last_step < run.total_steps:
-        final = Final(scores.of(run.target, run.spec.evals, on="val"), {})
+        final = scores.on_val(run.target)
     else:
         final = scores.final(run.target)
-    write_json(folder.predictions, final.predictions)
+    final.leave(folder)
     tracker.metrics(run.step, final.metrics)
+    if scores:
+        tracker.tags({"stoplab.protocols": scores.protocols})
+        tracker.artifact(folder.evaluation)
     log.info("done  %s", spelled(final.metrics))
     return final.metrics
 
@@ -215,6 +218,7 @@ def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
         "data": shards.fingerprint,
         "plan": PLAN_VERSION,
         "sampler": SAMPLER_VERSION,
+        **({"plugins": plugins} if (plugins := spec.plugins()) else {}),
     }
 
 

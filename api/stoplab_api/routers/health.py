@@ -12,7 +12,7 @@ from stoplab_api.answers import Code, ReadyBody
 from stoplab_api.auth import local_or_caller
 from stoplab_api.context import LabDep
 from stoplab_api.examples import PROMETHEUS, READY
-from stoplab_api.probes import PARTS
+from stoplab_api.probes import what_is_wrong
 from stoplab_api.problems import ApiProblem, documented
 
 OPEN_HERE: dict[str, Any] = {"security": [{}]}
@@ -22,7 +22,7 @@ router = APIRouter(tags=["health"], dependencies=[Depends(local_or_caller)])
 
 
 @router.get("/livez", openapi_extra=OPEN_HERE)
-def live() -> dict[str, bool]:
+async def live() -> dict[str, bool]:
     """The process answers."""
     return {"alive": True}
 
@@ -38,7 +38,7 @@ def live() -> dict[str, bool]:
 )
 def ready(lab: LabDep) -> Any:
     """The database takes a write, the cluster and MLflow answer, the reconciler moves."""
-    wrong = {name: probe(lab) for name, probe in PARTS.items()}
+    wrong = what_is_wrong(lab)
     checks = {name: {"ok": text is None, "message": text} for name, text in wrong.items()}
     away = [f"{name}: {text}" for name, text in wrong.items() if text is not None]
     if away:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
-from stoplab_api.answers import Code
+from stoplab_api.answers import Code, FieldError
 from stoplab_api.auth import Caller, Submitter
 from stoplab_api.bodies import (
+    MOST_LABELS,
     DryRunBody,
     ExtendBody,
     JobBody,
@@ -29,11 +31,15 @@ from stoplab_api.problems import ApiProblem, documented, field_errors
 from stoplab_api.rendering import Json
 from stoplab_platform.admission import capacity, demand
 from stoplab_platform.errors import Conflict, SpecError
-from stoplab_platform.jobs.models import Job, JobQuery, Principal
+from stoplab_platform.jobs.models import IdempotencyRecord, Job, JobQuery, Principal, Submitted
 from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.specs import AnySpec, parse_spec
+from stoplab_platform.specs.base import canonical_digest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+MOST_VALUES = 16
+"""Of one filter of a list."""
 
 IdempotencyKey = Annotated[
     str | None,
@@ -71,6 +77,7 @@ TAKEN = {
     openapi_extra=request_body(SubmitBody, SUBMITS),
 )
 def submit_job(
+    request: Request,
     caller: Submitter,
     lab: LabDep,
     body: Annotated[SubmitBody, Depends(body_of(SubmitBody))],
@@ -78,13 +85,16 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accept a job. Relative local paths in its spec count from the server's working folder."""
-    spec = spec_of(body.spec)
     if dry_run:
-        return Json(_dry_run(lab, caller, spec, body))
-    taken = lab.jobs.submit(
-        caller, spec, labels=body.labels, priority=body.priority, key=idempotency_key
+        return Json(_dry_run(lab, caller, spec_of(body.spec), body))
+    record = _record(request, idempotency_key, body)
+    return _accepted(
+        lab,
+        lab.jobs.replayed(caller, record)
+        or lab.jobs.submit(
+            caller, spec_of(body.spec), labels=body.labels, priority=body.priority, record=record
+        ),
     )
-    return _accepted(lab, taken.job, replayed=taken.replayed)
 
 
 @router.get(
@@ -95,14 +105,16 @@ def submit_job(
 def list_jobs(
     caller: Caller,
     lab: LabDep,
-    state: Annotated[list[State], Query(description="In one of these states.")] = [],  # noqa: B006
+    state: Annotated[
+        list[State], Query(max_length=MOST_VALUES, description="In one of these states.")
+    ] = [],  # noqa: B006
     kind: Annotated[
         list[Literal["pretrain", "sweep", "compare", "evaluate"]],
-        Query(description="Of one of these kinds."),
+        Query(max_length=MOST_VALUES, description="Of one of these kinds."),
     ] = [],  # noqa: B006
     label: Annotated[
         list[Annotated[str, Query(pattern="^[^:]+:")]],
-        Query(description="With all of these labels, each as `key:value`."),
+        Query(max_length=MOST_VALUES, description="With all of these labels, each as `key:value`."),
     ] = [],  # noqa: B006
     q: Annotated[str | None, Query(max_length=120, description="Start of name or id.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Most jobs on the page.")] = 50,
@@ -171,6 +183,10 @@ def change_job(
     require_match(if_match, job.version)
     labels = None if body.labels is None else {**job.labels, **body.labels}
     kept = None if labels is None else {k: v for k, v in labels.items() if v is not None}
+    if kept is not None and len(kept) > MOST_LABELS:
+        text = f"{len(kept)} labels in all; at most {MOST_LABELS}: null takes one away"
+        found = [FieldError(pointer="/labels", message=text)]
+        raise ApiProblem(Code.INVALID_BODY, f"/labels: {text}", errors=found)
     limits = _limits(body.limits)
     try:
         changed = lab.jobs.edit(
@@ -227,6 +243,7 @@ def resume_job(caller: Submitter, lab: LabDep, job_id: str) -> Response:
     openapi_extra=request_body(RetryBody, RETRY, required=False),
 )
 def retry_job(
+    request: Request,
     caller: Submitter,
     lab: LabDep,
     job_id: str,
@@ -237,8 +254,12 @@ def retry_job(
 
     An unfinished run goes on from its last checkpoint, unless it diverged.
     """
-    taken = lab.jobs.retry(caller, job_id, limits=_limits(body.limits), key=idempotency_key)
-    return _accepted(lab, taken.job, replayed=taken.replayed)
+    record = _record(request, idempotency_key, body)
+    return _accepted(
+        lab,
+        lab.jobs.replayed(caller, record)
+        or lab.jobs.retry(caller, job_id, limits=_limits(body.limits), record=record),
+    )
 
 
 @router.post(
@@ -249,6 +270,7 @@ def retry_job(
     openapi_extra=request_body(ExtendBody, EXTEND),
 )
 def extend_job(
+    request: Request,
     caller: Submitter,
     lab: LabDep,
     job_id: str,
@@ -258,13 +280,16 @@ def extend_job(
     """A new job: a finished study with more seeds or points. Runs that succeeded are adopted."""
     asked = body.model_dump(exclude_unset=True)
     additions = {name: value for name, value in asked.items() if value is not None}
+    record = _record(request, idempotency_key, body)
     try:
-        taken = lab.jobs.extend(caller, job_id, additions, key=idempotency_key)
+        taken = lab.jobs.replayed(caller, record) or lab.jobs.extend(
+            caller, job_id, additions, record=record
+        )
     except SpecError as error:
         found = field_errors(error.problems)
         text = f"{len(found)} problem(s) with what is to be added"
         raise ApiProblem(Code.INVALID_SPEC, text, errors=found) from error
-    return _accepted(lab, taken.job, replayed=taken.replayed)
+    return _accepted(lab, taken)
 
 
 def _limits(change: LimitsChange | None) -> dict[str, Any] | None:
@@ -294,10 +319,18 @@ def _dry_run(lab: Lab, caller: Principal, spec: AnySpec, body: SubmitBody) -> di
     }
 
 
-def _accepted(lab: Lab, job: Job, *, replayed: bool) -> Json:
-    answer = _shown(lab, job, 202)
-    answer.headers["Location"] = f"/v1/jobs/{job.id}"
-    if replayed:
+def _record(request: Request, key: str | None, body: BaseModel) -> IdempotencyRecord | None:
+    """What a key stands for: the call and its body as they were sent, not what they come to."""
+    if key is None:
+        return None
+    sent = body.model_dump(exclude_unset=True)
+    return IdempotencyRecord(key, canonical_digest([request.url.path, sent]))
+
+
+def _accepted(lab: Lab, taken: Submitted) -> Json:
+    answer = _shown(lab, taken.job, 202)
+    answer.headers["Location"] = f"/v1/jobs/{taken.job.id}"
+    if taken.replayed:
         answer.headers["Idempotency-Replayed"] = "true"
     return answer
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import anyio
@@ -19,11 +21,13 @@ from stoplab_api.context import Lab, LabDep
 from stoplab_api.examples import EVENT_STREAM, EVENTS, LOG_STREAM, LOG_TEXT
 from stoplab_api.problems import documented
 from stoplab_platform.errors import NotFound, StoreUnavailable
-from stoplab_platform.jobs.models import Event, Job
+from stoplab_platform.jobs.models import Event, Job, Principal
 from stoplab_platform.jobs.states import TERMINAL
 from stoplab_platform.jobs.views import event_view
 
 POLL_S = 0.25
+TOKEN_S = 5.0
+"""How long a stream goes on at most when its token has ended."""
 
 router = APIRouter(tags=["logs"])
 
@@ -70,7 +74,8 @@ def read_logs(
     path = folder.driver_log if rank is None else folder.rank_log(rank)
     start = 0 if tail is None else logs.tail_start(path, tail)
     if follow:
-        return sse.stream(_follow_log(lab, job.id, path, int(last_event_id or start)))
+        start = int(last_event_id or start)
+        return sse.stream(_follow_log(_Watch(lab, job.id, caller), path, start))
     end = logs.size(path)
     return StreamingResponse(
         logs.blocks(path, start, end),
@@ -105,21 +110,57 @@ def list_events(
     job = lab.jobs.get(caller, job_id)
     after = int(last_event_id or 0)
     if follow:
-        return sse.stream(_follow_events(lab, job.id, after))
+        return sse.stream(_follow_events(_Watch(lab, job.id, caller), after))
     return {"items": [event_view(event) for event in lab.store.events(job.id, after)]}
 
 
-async def _follow_log(
-    lab: Lab, job_id: str, path: Path, offset: int
-) -> AsyncIterator[sse.Event | None]:
-    while not lab.closing.is_set():
+class _Watch:
+    """What a stream follows, and by which token; it ends with either, and with the server."""
+
+    def __init__(self, lab: Lab, job_id: str, caller: Principal) -> None:
+        self.lab, self.job_id = lab, job_id
+        self._token_id, self._checked_at = caller.token_id, monotonic()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server stops."""
+        return self.lab.closing.is_set()
+
+    def may_go_on(self) -> bool:
+        """Whether the token is still good; asked of the store now and then."""
+        if self._token_id is None or monotonic() - self._checked_at < TOKEN_S:
+            return True
+        self._checked_at = monotonic()
+        with suppress(StoreUnavailable):
+            return self.lab.store.lasts(self._token_id)
+        return True
+
+    def ended(self) -> str | None:
+        """The final state; None while the job lives, or while nobody can tell."""
+        try:
+            job: Job = self.lab.store.get(self.job_id)
+        except NotFound:
+            return "DELETED"
+        except StoreUnavailable:
+            return None
+        return job.state if job.state in TERMINAL else None
+
+    def events(self, after: int) -> Sequence[Event]:
+        """The job's events behind that one, as far as the store answers."""
+        with suppress(StoreUnavailable):
+            return self.lab.store.events(self.job_id, after)
+        return ()
+
+
+async def _follow_log(watch: _Watch, path: Path, offset: int) -> AsyncIterator[sse.Event | None]:
+    while not watch.closing and await run_sync(watch.may_go_on):
         # Asked before the file is read: what a finished job wrote is then read to its end.
-        ended = await run_sync(_ended, lab, job_id)
+        ended = await run_sync(watch.ended)
         while chunk := await run_sync(_next_chunk, path, offset, ended is not None):
             offset = chunk.end
             # Waits here while the client does not read: one chunk is held, and no thread.
             yield sse.Event("log", chunk.text, str(offset))
-            if lab.closing.is_set():
+            if watch.closing:
                 return
         if ended is not None:
             yield _end(ended, str(offset))
@@ -128,10 +169,10 @@ async def _follow_log(
         await anyio.sleep(POLL_S)
 
 
-async def _follow_events(lab: Lab, job_id: str, after: int) -> AsyncIterator[sse.Event | None]:
-    while not lab.closing.is_set():
-        ended = await run_sync(_ended, lab, job_id)
-        for event in await run_sync(_events_after, lab, job_id, after):
+async def _follow_events(watch: _Watch, after: int) -> AsyncIterator[sse.Event | None]:
+    while not watch.closing and await run_sync(watch.may_go_on):
+        ended = await run_sync(watch.ended)
+        for event in await run_sync(watch.events, after):
             after = event.seq
             yield sse.Event("event", json.dumps(event_view(event)), str(after))
         if ended is not None:
@@ -141,26 +182,8 @@ async def _follow_events(lab: Lab, job_id: str, after: int) -> AsyncIterator[sse
         await anyio.sleep(POLL_S)
 
 
-def _ended(lab: Lab, job_id: str) -> str | None:
-    """The final state; None while the job lives, or while nobody can tell."""
-    try:
-        job: Job = lab.store.get(job_id)
-    except NotFound:
-        return "DELETED"
-    except StoreUnavailable:
-        return None
-    return job.state if job.state in TERMINAL else None
-
-
 def _next_chunk(path: Path, offset: int, final: bool) -> logs.Chunk | None:
     return logs.next_chunk(path, offset, final=final)
-
-
-def _events_after(lab: Lab, job_id: str, after: int) -> Sequence[Event]:
-    try:
-        return lab.store.events(job_id, after)
-    except StoreUnavailable:
-        return ()
 
 
 def _end(state: str, position: str) -> sse.Event:

@@ -73,8 +73,11 @@ def list_tokens(caller: Admin, lab: LabDep) -> Any:
 def rotate_token(caller: Admin, lab: LabDep, token_id: str) -> Any:
     """Give a token a new secret, shown this once; the old one ends at once.
 
-    One that expires lives as long again.
+    One that expires lives as long again. A token cannot renew one with scopes beyond its own.
     """
+    for token in lab.store.tokens(caller.project):
+        if token.id == token_id:
+            _check_within(caller, token.scopes)
     token, secret = lab.store.rotate_token(token_id, caller.project, actor=caller.owner)
     return {**_token(token), "secret": secret}
 
@@ -95,10 +98,15 @@ def revoke_token(caller: Admin, lab: LabDep, token_id: str) -> None:
 def _scopes(caller: Principal, body: NewTokenBody) -> frozenset[Scope] | None:
     """The new token's; never more than the maker's own."""
     asked = None if body.scopes is None else frozenset(map(Scope, body.scopes))
-    if caller.scopes is not None and (asked is None or not asked <= caller.scopes):
+    _check_within(caller, asked)
+    return asked
+
+
+def _check_within(caller: Principal, scopes: frozenset[Scope] | None) -> None:
+    """Whose secret a caller gets to see may not do more than the caller; None: everything."""
+    if caller.scopes is not None and (scopes is None or not scopes <= caller.scopes):
         has = ", ".join(sorted(caller.scopes))
         raise ApiProblem(Code.FORBIDDEN, f"a token cannot give scopes beyond its own: {has}")
-    return asked
 
 
 def _token(token: Token) -> dict[str, Any]:

@@ -66,10 +66,10 @@ def _streams(session: Session, query: JobQuery) -> Iterator[Select[str]]:
         yield _by_age(rest, _begins(JobRow.id, query.prefix))
         yield _by_name(session, rest, query.prefix)
     elif query.states:
-        for state in query.states:
+        for state in dict.fromkeys(query.states):
             yield _by_age(replace(query, states=(state,)))
     elif query.kinds:
-        for kind in query.kinds:
+        for kind in dict.fromkeys(query.kinds):
             yield _by_age(replace(query, kinds=(kind,)))
     else:
         yield _by_age(query)

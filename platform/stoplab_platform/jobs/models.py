@@ -142,7 +142,7 @@ class Principal:
 
 @dataclass(frozen=True)
 class IdempotencyRecord:
-    """A client's key and the digest of the body it came with."""
+    """A client's key and the digest of the request it came with: its path and its body."""
 
     key: str
     body_digest: str

@@ -104,7 +104,7 @@ class JobStore(TokenStore):
     def _submit(self, new: NewJob, idempotency: IdempotencyRecord | None) -> Submitted:
         with self._database.writing() as session:
             if idempotency is not None:
-                earlier = _claim(session, new, idempotency)
+                earlier = _claim(session, new.project, new.owner, idempotency)
                 if earlier is not None:
                     return Submitted(job_value(earlier), replayed=True)
             for source in filter(None, (new.retry_of or new.extends, new.evaluates)):
@@ -116,6 +116,12 @@ class JobStore(TokenStore):
                 session.add(key_row(new, idempotency))
             session.add(event_row(new.id, new.owner, "submit", to_state=State.QUEUED))
             return Submitted(job_value(row), replayed=False)
+
+    def made_by(self, project: str, owner: str, record: IdempotencyRecord) -> Job | None:
+        """The job that an owner's key made before, also one that was deleted since."""
+        with self._database.reading() as session:
+            row = _claim(session, project, owner, record)
+            return None if row is None else job_value(row)
 
     def get(self, job_id: str, project: str | None = None) -> Job:
         """One job; NotFound when there is none, it is hidden, or it is another project's."""
@@ -336,14 +342,14 @@ class JobStore(TokenStore):
             return [event_value(row) for row in rows]
 
 
-def _claim(session: Session, new: NewJob, record: IdempotencyRecord) -> JobRow | None:
-    """The job that this key made before; KeyReused when it came with another body."""
-    key = session.get(IdempotencyRow, (new.project, new.owner, record.key))
+def _claim(session: Session, project: str, owner: str, record: IdempotencyRecord) -> JobRow | None:
+    """The job that this key made before; KeyReused when it came with another request."""
+    key = session.get(IdempotencyRow, (project, owner, record.key))
     if key is None:
         return None
     if key.body_digest != record.body_digest:
         raise KeyReused(
-            f"the idempotency key {record.key!r} was used for {key.job_id} with another body"
+            f"the idempotency key {record.key!r} was used for {key.job_id} with another request"
         )
     return session.get_one(JobRow, key.job_id)
 

@@ -84,6 +84,15 @@ class TokenStore(EventStore):
                 self._used(token.id, now)
         return Principal(token.owner, token.project, token.role, token.scopes, token.id)
 
+    def lasts(self, token_id: str) -> bool:
+        """Whether a token is neither revoked nor expired."""
+        with self._database.reading() as session:
+            row = session.get(TokenRow, token_id)
+            return row is not None and (
+                row.revoked_at is None
+                and (row.expires_at is None or row.expires_at > datetime.now(UTC))
+            )
+
     def tokens(self, project: str) -> Sequence[Token]:
         """All tokens of a project, oldest first."""
         with self._database.reading() as session:

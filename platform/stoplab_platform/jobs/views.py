@@ -12,6 +12,7 @@ from stoplab_platform.admission import QueueInfo
 from stoplab_platform.jobs.models import Event, Job
 from stoplab_platform.jobs.states import STUDIES, ReasonCode, State, allowed_actions
 from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.redaction import without_credentials
 from stoplab_platform.settings import Settings
 
 
@@ -104,7 +105,7 @@ def _mlflow(job: Job, folder: JobFolder, uri: str | None) -> str | None:
     if not run:
         return None
     middle = f"experiments/{experiment}/" if experiment else ""
-    return f"{uri.rstrip('/')}/#/{middle}runs/{run}"
+    return f"{without_credentials(uri).rstrip('/')}/#/{middle}runs/{run}"
 
 
 def _file(path: Path) -> dict[str, Any] | None:

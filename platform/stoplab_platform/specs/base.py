@@ -104,8 +104,13 @@ def _leaves(annotation: Any) -> Iterator[Any]:
             yield from _leaves(one)
 
 
+def refused(title: str, problems: list[Problem]) -> ValidationError:
+    """Problems as what pydantic raises."""
+    return ValidationError.from_exception_data(title, [_as_error(p) for p in problems])
+
+
 def _raise(model: type[Spec], problems: list[Problem]) -> NoReturn:
-    raise ValidationError.from_exception_data(model.__name__, [_as_error(p) for p in problems])
+    raise refused(model.__name__, problems)
 
 
 def _as_error(problem: Problem) -> InitErrorDetails:

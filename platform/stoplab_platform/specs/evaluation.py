@@ -65,3 +65,6 @@ class EvaluationSpec(Spec):
         """Something to run."""
         if not self.protocols:
             yield Problem(("protocols",), "needs at least one protocol")
+        names = [name for protocol in self.protocols for name in protocol.metrics()]
+        if len(set(names)) != len(names):
+            yield Problem(("protocols",), "each protocol may appear once")

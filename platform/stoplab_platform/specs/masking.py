@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stoplab_platform.errors import Problem
+from stoplab_platform.mask_plugin import OwnMasks
 from stoplab_platform.specs.base import Spec
+from stoplab_platform.specs.kinds import Kinds, PluginSpec
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=16)]
@@ -72,4 +74,8 @@ class RandomMasking(Spec):
     """Masked share of the patches (fraction). Default 0.75: MAE."""
 
 
-MaskingSpec = Annotated[MultiblockMasking | RandomMasking, Field(discriminator="kind")]
+class PluginMasking(PluginSpec, OwnMasks):
+    """Masks of a plug-in's own, drawn by NumPy; it has no torch part."""
+
+
+MaskingSpec = Annotated[MultiblockMasking | RandomMasking | PluginMasking, Kinds("masking")]

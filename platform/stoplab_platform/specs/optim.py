@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field
 
 from stoplab_platform.errors import Problem
 from stoplab_platform.specs.base import Spec
+
+
+class PenaltySpec(Spec):
+    """A penalty on A, the predictor's input projection, added to the loss."""
+
+    norm: Literal["l1", "l2"]
+    """`l1`: the sum of |A|. `l2`: the sum of A squared."""
+    weight: float = Field(gt=0, le=1e6)
+    """Factor of the norm in the loss (no unit). No default: the paper tells none."""
 
 
 class OptimSpec(Spec):
@@ -33,6 +43,12 @@ class OptimSpec(Spec):
     """AdamW's moments. Default 0.9, 0.999: torch, as the published code uses."""
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; null leaves it alone. Default null."""
+    freeze_after_epoch: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Learning rate and weight decay stay what they are after so many epochs; null: never.
+    Default null; the StoP config of ViT-H freezes both after 250 of 300."""
+    a_penalty: PenaltySpec | None = None
+    """Penalty on A (StoP paper, section 4.3: it does not do what the noise does); null: none.
+    Default null."""
 
     def checks(self) -> Iterator[Problem]:
         """Warm-up fits the run; momenta are momenta."""
@@ -40,6 +56,12 @@ class OptimSpec(Spec):
             yield Problem(
                 ("warmup_epochs",),
                 f"{self.warmup_epochs} exceeds epochs ({self.epochs}); give at most that many",
+                (("epochs",),),
+            )
+        if (self.freeze_after_epoch or 0) > self.epochs:
+            yield Problem(
+                ("freeze_after_epoch",),
+                f"{self.freeze_after_epoch} exceeds epochs ({self.epochs}); give at most that many",
                 (("epochs",),),
             )
         for name in ("ema", "betas"):

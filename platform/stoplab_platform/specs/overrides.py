@@ -16,6 +16,9 @@ from stoplab_platform.specs.plain_yaml import read_yaml
 MOST_PARTS = 16
 """Names of a dotted path; no field lies so deep."""
 
+KINDS_AS_TEXT = ("objective",)
+"""Objects that may be written as their kind alone."""
+
 S = TypeVar("S", bound=Spec)
 
 
@@ -81,6 +84,8 @@ def _child(node: Any, part: str, path: list[str]) -> Any:
         raise SpecError([Problem(tuple(path), f"nothing lies below {'.'.join(path[:-1])!r}")])
     if node.get(part) is None:
         node[part] = {}
+    if part in KINDS_AS_TEXT and isinstance(node[part], str):
+        node[part] = {"kind": node[part]}
     return node[part]
 
 

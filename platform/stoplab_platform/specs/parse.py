@@ -29,7 +29,8 @@ ROUNDS = 12
 MOST_PROBLEMS = 100
 MOST_SHOWN = 200  # characters of a value at fault
 MISSING = "required, and not given"
-TEXT, TEXTS = "constrained-str", "tuple[constrained-str, ...]"  # pydantic's names for `Urls`
+ONE = ("constrained-str", "constrained-int")  # pydantic's names for what may be a list as well
+MANY = tuple(f"tuple[{one}, ...]" for one in ONE)
 
 S = TypeVar("S", bound=Spec)
 
@@ -73,7 +74,7 @@ def _first(problems: list[Problem]) -> list[Problem]:
 def _problems(error: ValidationError, data: Any) -> Iterator[Problem]:
     for detail in error.errors(include_url=False):
         last = detail["loc"][-1] if detail["loc"] else None
-        if last == TEXTS or (last == TEXT and isinstance(detail["input"], list | tuple)):
+        if last in MANY or (last in ONE and isinstance(detail["input"], list | tuple)):
             continue  # the other member of the union says it
         context = detail.get("ctx", {})
         # A check across fields names its fields from the model that checked: no tags among them.
@@ -111,7 +112,7 @@ def _without_tags(loc: tuple[str | int, ...], data: Any) -> Path:
         inside = not isinstance(node, Mapping) or part in node
         # A field that is not there can only be the last part.
         tag = part == _step(node, "kind") or position < len(loc) - 1
-        if part in (TEXT, TEXTS) or (not inside and tag):
+        if part in (*ONE, *MANY) or (not inside and tag):
             continue
         path.append(part)
         node = _step(node, part)

@@ -18,12 +18,15 @@ FIELDS = frozenset(
         "data.eval.test",
         "model.init_from",
         "checkpoint.path",
+        "evals.list",
+        "protocols.list",
     )
 )
 """Seen from a RunSpec or an EvaluationSpec."""
 SETS = frozenset(name for base in EMBEDDED for name in (base, f"{base}/train", f"{base}/test"))
 RANGE = re.compile(r"\{\d+\.\.\d+\}")
 PATTERN = re.compile(r"[*?\[{]")
+NUMBER = re.compile(r"\.\d+(?=\.)")  # of a list's item
 
 
 def is_place(path: Sequence[str | int]) -> bool:
@@ -34,8 +37,8 @@ def is_place(path: Sequence[str | int]) -> bool:
     elif words[:1] == ["arms"]:
         words = words[2:]
     elif words[:1] == ["space"]:
-        words = words[1:2]  # the axis; below it stand its values
-    return ".".join(words) in FIELDS
+        words = [*words[1:2], *words[3:]]  # the axis, and the fields of a value that has some
+    return NUMBER.sub("", ".".join(words)) in FIELDS
 
 
 def why_refused(place: str, roots: Sequence[Path] | None, schemes: Sequence[str]) -> str | None:

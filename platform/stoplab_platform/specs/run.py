@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from stoplab_platform.errors import Problem
 from stoplab_platform.masks import infeasible
+from stoplab_platform.plugins import versions
 from stoplab_platform.specs.base import Path, Spec, canonical_digest
 from stoplab_platform.specs.data import DataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
 from stoplab_platform.specs.model import ModelSpec
+from stoplab_platform.specs.objective import IjepaObjective, ObjectiveSpec
 from stoplab_platform.specs.optim import OptimSpec
 from stoplab_platform.specs.positions import PositionsSpec, StochasticPositions
 
@@ -35,6 +37,11 @@ def _kind_defaults_to(kind: str) -> BeforeValidator:
         return {"kind": kind, **value} if isinstance(value, Mapping) else value
 
     return BeforeValidator(add)
+
+
+def _named(value: Any) -> Any:
+    """Lets an objective without options be written as its kind alone."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 class ComputeSpec(Spec):
@@ -96,8 +103,13 @@ class RunSpec(Spec):
     """A name for people; letters, digits, `.`, `_`, `-`, `@` and spaces."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Root of every random stream. Default 0."""
-    objective: Literal["ijepa", "mae"] = "ijepa"
-    """What is learned: `ijepa` (features of the EMA encoder). Default ijepa."""
+    objective: Annotated[
+        ObjectiveSpec,
+        _kind_defaults_to("ijepa"),
+        BeforeValidator(_named, json_schema_input_type=str | ObjectiveSpec),
+    ] = IjepaObjective(kind="ijepa")
+    """What is learned; a text stands for the kind of that name. Default ijepa: features of the
+    EMA encoder."""
     positions: Annotated[PositionsSpec, _kind_defaults_to("stochastic")] = StochasticPositions(
         kind="stochastic"
     )
@@ -123,6 +135,15 @@ class RunSpec(Spec):
     limits: JobLimits = JobLimits()
     """Where the job ends unfinished; its last checkpoint is kept. In a study: the study's own."""
 
+    @model_serializer(mode="wrap")
+    def _in_short(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An objective of which nothing but the kind is said is written as that text."""
+        data: dict[str, Any] = written(self)
+        objective = self.objective
+        if "objective" in data and objective == type(objective)(kind=objective.kind):
+            data["objective"] = objective.kind
+        return data
+
     @property
     def grid(self) -> int:
         """Patches along one side of the image."""
@@ -134,8 +155,6 @@ class RunSpec(Spec):
 
     def checks(self) -> Iterator[Problem]:
         """The patch grid fits, the batch divides, the masks can be drawn, the parts exist."""
-        if self.objective == "mae":
-            yield Problem(("objective",), "'mae' cannot be trained by this release; give 'ijepa'")
         if self.optim.batch_size % self.compute.workers:
             yield Problem(
                 ("optim", "batch_size"),
@@ -151,6 +170,8 @@ class RunSpec(Spec):
         names = self.metrics()
         if len(set(names)) != len(names):
             yield Problem(("evals",), "each protocol may appear once")
+        for path, message in deeper_than(self.evals, self.model.sizes().depth):
+            yield Problem(("evals", *path), message, (("model",),))
         patch = self.model.sizes().patch_size
         sets_patch = ("model", "patch_size" if self.model.patch_size else "encoder")
         if self.data.image_size % patch or self.data.image_size < 2 * patch:
@@ -170,9 +191,32 @@ class RunSpec(Spec):
             )
         if not 2 <= self.grid <= MOST_PATCHES:
             return
+        yield from self._objective_problems(sets_patch)
         decided_by = (("masking",), ("data", "image_size"), sets_patch)
         for path, message in infeasible(self.masking, self.grid):
             yield Problem(("masking", *path), message, decided_by)
+
+    def _objective_problems(self, sets_patch: Path) -> Iterator[Problem]:
+        objective = self.objective
+        if objective.kind == "mae" and self.masking.kind == "multiblock":
+            yield Problem(
+                ("masking",),
+                "'multiblock' does not go with objective 'mae', which predicts all masked patches "
+                "as one block; give {kind: random, ratio: 0.75}",
+                (("objective",),),
+            )
+        if isinstance(objective, IjepaObjective) and objective.target_pool and self.grid % 2:
+            yield Problem(
+                ("objective", "target_pool"),
+                f"{objective.target_pool!r} halves the grid, and {self.grid}x{self.grid} patches "
+                "cannot be halved; give an even number of patches a side, or null",
+                (("data", "image_size"), sets_patch),
+            )
+
+    def plugins(self) -> dict[str, str]:
+        """The plug-ins that it uses, each with package and version."""
+        parts = {"positions": self.positions, "masking": self.masking, "objective": self.objective}
+        return versions({part: spec.kind for part, spec in parts.items()})
 
     def run_digest(self, facts: Mapping[str, Any]) -> str:
         """Identity of the weights: sha256 (hex) of the part of the spec that decides them.

@@ -58,6 +58,17 @@ def decode(data: bytes) -> Pixels:
         raise DataError(f"no image that can be read: {error}") from error
 
 
+def decode_mask(data: bytes) -> Pixels:
+    """A PNG of class indices, grey or with a palette, 8 bits: [height, width]. DataError if not."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.mode not in ("L", "P"):
+                raise DataError(f"a mask has 8 grey bits or a palette; this one is {image.mode}")
+            return np.array(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"no mask that can be read: {error}") from error
+
+
 def random_crop(
     image: Pixels, u: NDArray[np.float64], data: DataSpec
 ) -> UInt8[Tensor, "3 side side"]:
@@ -87,6 +98,18 @@ def whole(image: Pixels, size: int) -> UInt8[Tensor, "3 size size"]:
     h, w = max(size, round(height * scale)), max(size, round(width * scale))
     top, left = (h - size) // 2, (w - size) // 2
     return _resized(image, h, w)[:, top : top + size, left : left + size]
+
+
+def whole_mask(mask: Pixels, size: int) -> UInt8[Tensor, "size size"]:
+    """As `whole`, each pixel that of the nearest one: classes are not mixed."""
+    height, width = mask.shape
+    scale = size / min(height, width)
+    h, w = max(size, round(height * scale)), max(size, round(width * scale))
+    top, left = (h - size) // 2, (w - size) // 2
+    grown = functional.interpolate(
+        torch.from_numpy(mask)[None, None], size=(h, w), mode="nearest-exact"
+    )
+    return grown[0, 0, top : top + size, left : left + size]
 
 
 def crop_box(

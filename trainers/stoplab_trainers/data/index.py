@@ -1,7 +1,8 @@
 """What a shard holds and where: read once from the tar's headers, then kept in the cache.
 
 A sample is a run of members with one key (their name up to the first dot of its last part): one
-image, perhaps a `.cls` with the class index as text, and others, which are not read.
+image, perhaps a `.cls` with the class index as text, perhaps a `.seg.png` with a class index a
+pixel, and others, which are not read.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from stoplab_platform.errors import DataError
 from stoplab_trainers.data.cache import locked, replacing
 
-VERSION = 1
+VERSION = 2
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
 UNLABELLED = -1
+MASK = "seg.png"
+NOTHING = (0, -1)  # place of a member that is not there
 PROBE = 4096  # bytes of each image that go into the digest; they come with its header
 
 
@@ -35,6 +38,9 @@ class ShardIndex:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
+    mask_offsets: NDArray[np.int64]
+    mask_sizes: NDArray[np.int64]
+    """-1 where a sample has no mask."""
     digest: str
     """sha256 (hex) over members' names, sizes, places, classes and first bytes: not over where
     the file lies or what it is called."""
@@ -74,6 +80,7 @@ class _Walk:
         self._keys: list[str] = []
         self._seen: set[str] = set()
         self._places: list[tuple[int, int]] = []  # of the samples' images; size -1: none yet
+        self._masks: list[tuple[int, int]] = []
         self._labels: list[int] = []
         self._digest = hashlib.sha256()
 
@@ -89,7 +96,10 @@ class _Walk:
             self._begin(key)
         self._digest.update(f"{member.name}\0{member.size}\0{member.offset_data}\0".encode())
         kind = extension.lower().rpartition(".")[2]
-        if kind in IMAGES and self._places[-1][1] < 0:
+        if extension == MASK:
+            self._masks[-1] = (member.offset_data, member.size)
+            self._digest.update(_bytes(file, member, PROBE))
+        elif kind in IMAGES and self._places[-1][1] < 0:
             self._places[-1] = (member.offset_data, member.size)
             self._digest.update(_bytes(file, member, PROBE))
         elif extension == "cls":
@@ -103,11 +113,14 @@ class _Walk:
         if not self._keys:
             raise DataError(f"{self._path} holds no sample")
         places = np.asarray(self._places, dtype=np.int64)
+        masks = np.asarray(self._masks, dtype=np.int64)
         return ShardIndex(
             keys=self._keys,
             offsets=places[:, 0],
             sizes=places[:, 1],
             labels=np.asarray(self._labels, dtype=np.int64),
+            mask_offsets=masks[:, 0],
+            mask_sizes=masks[:, 1],
             digest=self._digest.hexdigest(),
         )
 
@@ -117,7 +130,8 @@ class _Walk:
         self._seen.add(key)
         self._complete()
         self._keys.append(key)
-        self._places.append((0, -1))
+        self._places.append(NOTHING)
+        self._masks.append(NOTHING)
         self._labels.append(UNLABELLED)
 
     def _complete(self) -> None:
@@ -148,6 +162,8 @@ def _kept(path: Path) -> ShardIndex | None:
                 offsets=data["offsets"],
                 sizes=data["sizes"],
                 labels=data["labels"],
+                mask_offsets=data["mask_offsets"],
+                mask_sizes=data["mask_sizes"],
                 digest=str(data["digest"]),
             )
     except (FileNotFoundError, zipfile.BadZipFile, EOFError, KeyError, ValueError):
@@ -162,6 +178,8 @@ def _keep(path: Path, index: ShardIndex) -> ShardIndex:
         offsets=index.offsets,
         sizes=index.sizes,
         labels=index.labels,
+        mask_offsets=index.mask_offsets,
+        mask_sizes=index.mask_sizes,
         digest=np.str_(index.digest),
     )
     with replacing(path) as file:

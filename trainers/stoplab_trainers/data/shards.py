@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
-from stoplab_trainers.data.index import UNLABELLED, ShardIndex, index_of
+from stoplab_trainers.data.index import MASK, UNLABELLED, ShardIndex, index_of
 from stoplab_trainers.data.urls import LocalShard, local_shards
 
 MOST_OPEN = 128
@@ -79,8 +79,19 @@ class ShardSet:
         """The bytes of a sample's image; DataError when the shard has shrunk."""
         shard, row = self._place(sample_id)
         index = self._indexes[shard]
-        size = int(index.sizes[row])
-        data = self._file(self._shards[shard].path).read(size, int(index.offsets[row]))
+        return self._bytes(shard, int(index.offsets[row]), int(index.sizes[row]))
+
+    def read_mask(self, sample_id: int) -> bytes:
+        """The bytes of a sample's `.seg.png`; DataError where it has none."""
+        shard, row = self._place(sample_id)
+        index = self._indexes[shard]
+        size = int(index.mask_sizes[row])
+        if size < 0:
+            raise DataError(f"sample {self.name(sample_id)} has no mask (a `.{MASK}` member)")
+        return self._bytes(shard, int(index.mask_offsets[row]), size)
+
+    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        data = self._file(self._shards[shard].path).read(size, offset)
         if len(data) < size:
             raise DataError(f"the shard {self._shards[shard].path} changed while in use")
         return data

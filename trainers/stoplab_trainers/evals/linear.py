@@ -1,10 +1,12 @@
 """Linear probe: multinomial logistic regression on standardised features.
 
-Ours, in the place of the papers' four SGD heads on augmented images, the best of which they
-report: convex, so that it has one answer and nothing to tune but the penalty's strength.
+Ours, beside the papers' four SGD heads on augmented images (`linear_sgd`): convex, so that it has
+one answer and nothing to tune but the penalty's strength.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from stoplab_platform.specs.evals import LinearEval
 from stoplab_trainers.evals.features import Bank, On
+from stoplab_trainers.evals.kept import Features
 from stoplab_trainers.evals.logistic import fit_path
-from stoplab_trainers.evals.outcome import Outcome, accuracy
+from stoplab_trainers.evals.outcome import Outcome, accuracy, told
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C: small is a strong penalty
 
@@ -24,10 +27,15 @@ Labels = NDArray[np.int64]
 
 def linear(protocol: LinearEval, bank: Bank, on: On, seed: int) -> Outcome:
     """Fitted on the training split; strength chosen on the validation split."""
-    found = bank.once(("linear",), lambda: Probe(bank, np.arange(len(bank.labels("train")))))
-    predictions = found.predict(on)
-    top1 = accuracy(predictions, bank.labels(on))
-    return Outcome({"linear_top1": top1}, predictions, {"C": found.strength})
+    found = whole_probe(bank)
+    predictions = found.predict(bank.features(on))
+    chosen = {"C": found.strength}
+    return told("linear_top1", predictions, bank.labels(on), chosen=chosen)
+
+
+def whole_probe(bank: Bank) -> Probe:
+    """The probe on the whole training split, fitted once."""
+    return bank.once(("linear",), lambda: Probe(bank, np.arange(len(bank.labels("train")))))
 
 
 class Probe:
@@ -37,20 +45,28 @@ class Probe:
     the strongest penalty wins.
     """
 
-    def __init__(self, bank: Bank, rows: NDArray[np.int64]) -> None:
-        self._bank = bank
-        features = bank.features("train")[rows]
+    def __init__(
+        self,
+        bank: Bank,
+        rows: NDArray[np.int64],
+        strengths: Sequence[float] = STRENGTHS,
+        *,
+        intercept: bool = True,
+    ) -> None:
+        features, labels = bank.features("train")[rows], bank.labels("train")[rows]
         self._scaler = StandardScaler().fit(features)
-        standardised = torch.from_numpy(self._scaler.transform(features))
-        fits = fit_path(standardised, torch.from_numpy(bank.labels("train")[rows]), STRENGTHS)
-        val, truth = self._standardised("val"), bank.labels("val")
-        self._fit = max(fits, key=lambda fit: accuracy(fit.predict(val).numpy(), truth))
+        known = self._standardised(features)
+        fits = fit_path(known, torch.from_numpy(labels), strengths, intercept=intercept)
+        self._fit = fits[0]
+        if len(fits) > 1:
+            val, truth = self._standardised(bank.features("val")), bank.labels("val")
+            self._fit = max(fits, key=lambda fit: accuracy(fit.predict(val).numpy(), truth))
         self.strength = self._fit.strength
 
-    def predict(self, on: On) -> Labels:
-        """Each image's class: [n]."""
-        predictions: Labels = self._fit.predict(self._standardised(on)).numpy()
+    def predict(self, features: Features) -> Labels:
+        """Each row's class: [n]."""
+        predictions: Labels = self._fit.predict(self._standardised(features)).numpy()
         return predictions
 
-    def _standardised(self, on: On) -> Tensor:
-        return torch.from_numpy(self._scaler.transform(self._bank.features(on)))
+    def _standardised(self, features: Features) -> Tensor:
+        return torch.from_numpy(self._scaler.transform(features))

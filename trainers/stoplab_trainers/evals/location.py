@@ -1,7 +1,7 @@
 """Location probe: how well row and column of a patch can be read from its features.
 
 Ours. Positions are added to the encoder's input, so an untrained encoder scores high too: read it
-beside `init/location_r2`.
+beside `init/location_r2`, and at later blocks.
 """
 
 from __future__ import annotations
@@ -11,32 +11,48 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
-from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from stoplab_platform.specs.evals import LocationEval
-from stoplab_trainers.evals.features import Bank, Features, On
-from stoplab_trainers.evals.outcome import Outcome
+from stoplab_trainers.evals.features import Bank, On
+from stoplab_trainers.evals.kept import Features
+from stoplab_trainers.evals.outcome import Outcome, PerImage
 
 STRENGTHS = (1.0, 1e2, 1e4)  # of the ridge
 
 
 def location(protocol: LocationEval, bank: Bank, on: On, seed: int) -> Outcome:
-    """R2 of a ridge regression, mean of row and column; nothing where there are no patches."""
-    train, val, judged = (bank.patches(part) for part in ("train", "val", on))
+    """R2 of a ridge regression, mean of row and column; nothing where there are no patches.
+
+    Fitted on images of the training split, its penalty chosen on the validation split.
+    """
+    train, val, judged = (bank.patches(part, protocol.block) for part in ("train", "val", on))
     if train is None or val is None or judged is None:
-        return Outcome({})
+        return Outcome()
     scaler = StandardScaler().fit(_rows(train))
     fits = [
         Ridge(alpha=strength).fit(scaler.transform(_rows(train)), _places(train))
         for strength in STRENGTHS
     ]
-    best = max(fits, key=lambda fit: _r2(fit, scaler, val))
-    return Outcome({"location_r2": _r2(best, scaler, judged)}, chosen={"alpha": float(best.alpha)})
+    best = max(fits, key=lambda fit: float(r2_per_image(fit, scaler, val).mean()))
+    found = r2_per_image(best, scaler, judged)
+    return Outcome(
+        {"location_r2": float(found.mean())},
+        {"location_r2": found},
+        chosen={"alpha": float(best.alpha)},
+        detail={"block": protocol.block},
+    )
 
 
-def _r2(fit: Ridge, scaler: StandardScaler, patches: Features) -> float:
-    return float(r2_score(_places(patches), fit.predict(scaler.transform(_rows(patches)))))
+def r2_per_image(fit: Ridge, scaler: StandardScaler, patches: Features) -> PerImage:
+    """Each image's R2, mean of row and column: [images].
+
+    All images have the same places, so the mean of these is the R2 of all patches together.
+    """
+    places = _places(patches)
+    error = (fit.predict(scaler.transform(_rows(patches))) - places) ** 2
+    per_image = error.reshape(*patches.shape[:2], 2).mean(axis=1)
+    return np.asarray((1 - per_image / places.var(axis=0)).mean(axis=1), dtype=np.float64)
 
 
 def _rows(patches: Features) -> Features:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 MAX_ITERATIONS = 200
 NOTHING = 1e-7  # share of the largest variance below which an axis is rounding
-TOLERANCE = 1e-4  # of the mean loss's gradient, in the scaled coordinates
+TOLERANCE = 1e-5  # of the mean loss's gradient, in the scaled coordinates
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,16 @@ class Fit:
 
 
 def fit_path(
-    features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], strengths: Sequence[float]
+    features: Float[Tensor, "n d"],
+    labels: Int64[Tensor, " n"],
+    strengths: Sequence[float],
+    *,
+    intercept: bool = True,
 ) -> list[Fit]:
     """A fit for each of the ``strengths`` (scikit-learn's C), each started from the last one.
 
-    Minimises, for n rows, mean cross-entropy + |weights|^2 / (2 n C).
+    Minimises, for n rows, mean cross-entropy + |weights|^2 / (2 n C); the intercept is free, or
+    stays 0.
     """
     num_rows, num_classes = len(features), int(labels.max()) + 1
     variances, axes = torch.linalg.eigh((features.T @ features).double() / num_rows)
@@ -53,7 +58,7 @@ def fit_path(
         penalty = 1 / (num_rows * strength)
         curvature = variances / num_classes + penalty
         scale = np.append(curvature.rsqrt().numpy(), 1.0)
-        solution = scale * _minimise(turned, labels, penalty, scale, solution / scale)
+        solution = scale * _minimise(turned, labels, penalty, scale, solution / scale, intercept)
         found = torch.from_numpy(solution).to(features.dtype)
         fits.append(Fit(strength, found[:, :-1] @ axes.T, found[:, -1:]))
     return fits
@@ -65,6 +70,7 @@ def _minimise(
     penalty: float,
     scale: NDArray[np.float64],
     start: NDArray[np.float64],
+    intercept: bool,
 ) -> NDArray[np.float64]:
     """The optimum in coordinates divided by ``scale``: [classes, d + 1]."""
     rows = torch.arange(len(labels))
@@ -80,6 +86,7 @@ def _minimise(
         slope = torch.cat([error @ features, error.sum(dim=1, keepdim=True)], dim=1)
         slopes = slope.double().numpy() / len(labels)
         slopes[:, :-1] += penalty * weights[:, :-1]
+        slopes[:, -1] *= intercept
         total = float(loss) + penalty / 2 * float((weights[:, :-1] ** 2).sum())
         return total, (slopes * scale).ravel()
 

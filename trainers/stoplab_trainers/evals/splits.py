@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.data import EvalDataSpec
-from stoplab_trainers.data.decode import decoded, whole
+from stoplab_trainers.data.decode import Pixels, decode_mask, decoded, whole, whole_mask
 from stoplab_trainers.data.shards import ShardSet
 
 KEEP_BYTES = 512 << 20  # of a split's pixels
@@ -31,30 +31,50 @@ class Split:
 
     def __init__(self, shards: ShardSet, ids: NDArray[np.int64], image_size: int) -> None:
         self.labels = _labels(shards)[ids]
-        self._shards, self._ids, self._size = shards, ids, image_size
+        self.ids, self.size = ids, image_size
+        self._shards = shards
         self._kept: UInt8[Tensor, "n 3 s s"] | None = None
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The samples' keys, in order."""
+        return [self._shards.keys[sample] for sample in self.ids.tolist()]
 
     def batches(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
         """All images in order, ``size`` at a time."""
-        if self._kept is None and len(self) * 3 * self._size**2 <= KEEP_BYTES:
+        if self._kept is None and len(self) * 3 * self.size**2 <= KEEP_BYTES:
             self._kept = torch.cat(list(self._decoded(size)))
         if self._kept is None:
             yield from self._decoded(size)
         else:
             yield from torch.split(self._kept, size)
 
-    def _decoded(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
+    def shown(
+        self,
+        plan: Iterable[NDArray[np.int64]],
+        view: Callable[[int, Pixels], UInt8[Tensor, "3 s s"]],
+    ) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
+        """A batch for each of the plan's rows: ``view`` of a row and the pixels as they are."""
+
+        def image(row: int) -> UInt8[Tensor, "3 s s"]:
+            return view(row, decoded(self._shards, int(self.ids[row])))
+
         threads = min(MOST_THREADS, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads, thread_name_prefix="stoplab-eval") as pool:
-            for start in range(0, len(self), size):
-                ids = self._ids[start : start + size]
-                yield torch.stack(list(pool.map(self._image, ids.tolist())))
+            for rows in plan:
+                yield torch.stack(list(pool.map(image, rows.tolist())))
 
-    def _image(self, sample_id: int) -> UInt8[Tensor, "3 s s"]:
-        return whole(decoded(self._shards, sample_id), self._size)
+    def masks(self, count: int) -> UInt8[Tensor, "n s s"]:
+        """A class index for each pixel of the first images; DataError where one has no mask."""
+        found = [decode_mask(self._shards.read_mask(int(i))) for i in self.ids[:count]]
+        return torch.stack([whole_mask(one, self.size) for one in found])
+
+    def _decoded(self, size: int) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
+        plan = np.split(np.arange(len(self)), range(size, len(self), size))
+        return self.shown(plan, lambda _, image: whole(image, self.size))
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,8 @@ class Splits:
     test: Split
     fingerprint: str
     """Of what the shards hold, how they are split, and the size they are shown at."""
+    set_aside: Sequence[str]
+    """Keys of the training set that are held out for validation."""
     cache: Path
     """Where results about these splits are remembered."""
 
@@ -92,6 +114,7 @@ def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
         fingerprint=canonical_digest(
             [train.fingerprint, val.fingerprint, test.fingerprint, len(held_out), image_size]
         ),
+        set_aside=Split(train, held_out, image_size).keys if data.val is None else (),
         cache=cache,
     )
 

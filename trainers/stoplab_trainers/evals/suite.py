@@ -6,32 +6,44 @@ fitted on the training split alone, and features are standardised by its statist
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from stoplab_platform.paths import read_json, write_json
+from stoplab_platform.scorebook import Score, Shown
 from stoplab_platform.specs.base import canonical_digest
-from stoplab_platform.specs.evals import Protocol
+from stoplab_platform.specs.evals import Protocol, versioned
 from stoplab_trainers.data.cache import locked
 from stoplab_trainers.evals.features import Bank, FrozenEncoder, On, Pixels
+from stoplab_trainers.evals.finetune import finetune
 from stoplab_trainers.evals.knn import knn
 from stoplab_trainers.evals.linear import linear
+from stoplab_trainers.evals.linear_sgd import linear_sgd
 from stoplab_trainers.evals.location import location
-from stoplab_trainers.evals.low_shot import low_shot
-from stoplab_trainers.evals.outcome import Outcome
+from stoplab_trainers.evals.low_shot import listed_rows, low_shot, read_list
+from stoplab_trainers.evals.outcome import Outcome, interval
+from stoplab_trainers.evals.robustness import robustness
+from stoplab_trainers.evals.segmentation import segmentation
 from stoplab_trainers.evals.splits import Splits, load_splits
 
-__all__ = ["Bank", "Splits", "evaluate", "load_splits", "outcomes", "pixel_encoder"]
+__all__ = ["Bank", "Splits", "evaluate", "load_splits", "outcomes", "pixel_encoder", "scores"]
 
-VERSION = 2  # of the protocols: raise it when one gives other numbers
 RUNNERS: dict[str, Callable[[Any, Bank, On, int], Outcome]] = {
     "knn": knn,
     "linear": linear,
+    "linear_sgd": linear_sgd,
     "low_shot": low_shot,
     "location": location,
+    "robustness": robustness,
+    "finetune": finetune,
+    "segmentation": segmentation,
 }
-SEEDED = ("low_shot",)  # protocols that draw something
+SEEDED = ("low_shot", "linear_sgd", "finetune")  # protocols that draw something
+ROWS = TypeAdapter(list[Score])
 
 
 def evaluate(
@@ -42,21 +54,35 @@ def evaluate(
     on: On,
     seed: int,
 ) -> dict[str, float]:
-    """Metrics by name, without the split: `{"knn_top1": 0.76}`.
+    """Metrics by name, without the split: `{"knn_top1": 0.76}`."""
+    found = scores(encoder, protocols, splits, on=on, seed=seed, shown=on)
+    return {one.metric: one.value for one in found}
+
+
+def scores(
+    encoder: FrozenEncoder | Bank,
+    protocols: Sequence[Protocol],
+    splits: Splits,
+    *,
+    on: On,
+    seed: int,
+    shown: Shown,
+) -> list[Score]:
+    """A row for every metric, under the split ``shown``.
 
     A `Bank` in the encoder's place keeps what it knows between calls. Raw pixels are judged once
     for each data set and remembered in the cache: every run asks for the same numbers, whatever
     its seed unless a protocol draws.
     """
 
-    def judge() -> dict[str, float]:
+    def judge() -> list[Score]:
         found = outcomes(encoder, protocols, splits, on=on, seed=seed)
-        return {name: value for outcome in found for name, value in outcome.metrics.items()}
+        return scored(protocols, found, shown)
 
     if not isinstance(encoder.encoder if isinstance(encoder, Bank) else encoder, Pixels):
         return judge()
     draws = seed if any(protocol.kind in SEEDED for protocol in protocols) else None
-    asked = [VERSION, splits.fingerprint, [protocol.plain() for protocol in protocols], on, draws]
+    asked = [splits.fingerprint, *asked_for(protocols), on, shown, draws]
     return _remembered(splits.cache / "pixels" / f"{canonical_digest(asked)}.json", judge)
 
 
@@ -73,15 +99,62 @@ def outcomes(
     return [RUNNERS[protocol.kind](protocol, bank, on, seed) for protocol in protocols]
 
 
+def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown) -> list[Score]:
+    """Outcomes as rows, each with its interval."""
+    rows = []
+    for protocol, outcome in zip(protocols, found, strict=True):
+        for metric, value in outcome.metrics.items():
+            low, high = interval(outcome.per_image[metric], outcome.of_sums)
+            row = Score(
+                protocol=protocol.kind,
+                version=protocol.version,
+                split=shown,
+                metric=metric,
+                value=value,
+                low=low,
+                high=high,
+                n=len(outcome.per_image[metric]),
+                chosen=outcome.chosen,
+                detail=outcome.detail,
+            )
+            rows.append(row)
+    return rows
+
+
+def asked_for(protocols: Sequence[Protocol]) -> list[Any]:
+    """What decides the protocols' numbers: versions and options, but not when they run.
+
+    Of a list of samples what it holds, wherever it lies.
+    """
+    asked = []
+    for one in protocols:
+        options = one.model_copy(update={"every_epochs": None}).plain(defaults=False)
+        if one.kind == "low_shot" and one.list is not None:
+            options["list"] = hashlib.sha256(read_list(Path(one.list)).encode()).hexdigest()
+        asked.append([versioned(one), options])
+    return asked
+
+
+def check_data(protocols: Sequence[Protocol], splits: Splits) -> None:
+    """DataError where the labelled data are not what a protocol needs."""
+    for one in protocols:
+        if one.kind == "segmentation":
+            for split in (splits.train, splits.val, splits.test):
+                split.masks(1)
+        if one.kind == "low_shot" and one.list is not None:
+            listed_rows(Path(one.list), splits)
+
+
 def pixel_encoder() -> FrozenEncoder:
     """Raw pixels under the same protocols."""
     return Pixels()
 
 
-def _remembered(path: Path, judge: Callable[[], dict[str, float]]) -> dict[str, float]:
+def _remembered(path: Path, judge: Callable[[], list[Score]]) -> list[Score]:
     with locked(path):
-        metrics: dict[str, float] | None = read_json(path)
-        if metrics is None:
-            metrics = judge()
-            write_json(path, metrics)
-    return metrics
+        kept = read_json(path)
+        if kept is not None:
+            return ROWS.validate_python(kept)
+        found = judge()
+        write_json(path, ROWS.dump_python(found, mode="json"))
+        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,7 +21,7 @@ TARGET_EPS = 1e-5  # F.layer_norm's default, as in ijepa:src/train.py@52c1ae9
 
 
 class Jepa(nn.Module):
-    """The student: context encoder and predictor."""
+    """The student: context encoder and predictor (of MAE: encoder and decoder)."""
 
     def __init__(self, encoder: Encoder, predictor: Predictor) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Jepa(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 h w"], masks: TensorMasks, noise: Noise
     ) -> Float[Tensor, "b block n d"]:
-        """Predicted features of the target patches, from the context patches alone."""
+        """What is predicted of the target patches, from the context patches alone."""
         return cast(Tensor, self.predictor(self.encoder(images, masks.context), masks, noise))
 
 
@@ -51,6 +51,7 @@ def build_model(spec: RunSpec) -> Jepa:
                 depth=predictor.depth,
                 heads=spec.model.predictor_heads,
                 grid=encoder.grid,
+                output_width=spec.objective.output_width(sizes),
             ),
         )
     model = model.to_empty(device="cpu")
@@ -60,7 +61,8 @@ def build_model(spec: RunSpec) -> Jepa:
 
 def of_positions(name: str) -> bool:
     """Whether a weight of a `Jepa` is one that only some kinds of positions have."""
-    return name.startswith(("predictor.mask_token", "predictor.noise."))
+    of_some = ("predictor.mask_token", "predictor.noise.", "predictor.learned_table")
+    return name.startswith(of_some)
 
 
 def target_of(encoder: Encoder) -> Encoder:
@@ -70,15 +72,34 @@ def target_of(encoder: Encoder) -> Encoder:
 
 @torch.no_grad()
 def target_features(
-    target: Encoder, images: Float[Tensor, "b 3 h w"], targets_index: Int64[Tensor, "b block n"]
+    target: Encoder,
+    images: Float[Tensor, "b 3 h w"],
+    targets_index: Int64[Tensor, "b block n"],
+    pool: Literal["max", "bilinear"] | None = None,
 ) -> Float[Tensor, "b block n d"]:
     """What the student must predict: the whole image's tokens at the target patches.
 
     Each token is normalised over its features (mean 0, variance 1, no weights) in fp32,
-    whatever autocast says.
+    whatever autocast says; with ``pool`` it is one of the map at half the resolution.
     """
     tokens = target(images)
+    if pool is not None:
+        tokens = low_resolution(tokens, target.grid, pool)
     row = torch.arange(len(images), device=images.device)[:, None, None]
     picked = tokens[row, targets_index]
     with torch.autocast(images.device.type, enabled=False):
         return F.layer_norm(picked.float(), picked.shape[-1:], eps=TARGET_EPS)
+
+
+def low_resolution(
+    tokens: Float[Tensor, "b n d"], grid: int, pool: Literal["max", "bilinear"]
+) -> Float[Tensor, "b n d"]:
+    """Each token replaced by that of its cell of 2 x 2 patches; ``grid`` is even."""
+    batch, _, width = tokens.shape
+    channels = tokens.float().transpose(1, 2).reshape(batch, width, grid, grid)
+    if pool == "max":
+        cells = F.max_pool2d(channels, 2)
+    else:
+        cells = F.interpolate(channels, scale_factor=0.5, mode="bilinear")
+    whole = cells.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return whole.flatten(2).transpose(1, 2)

@@ -13,7 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stoplab_platform.specs.positions import PositionsSpec
+from stoplab_platform.errors import SpecError
+from stoplab_platform.plugins import torch_part
+from stoplab_platform.specs.positions import (
+    PluginPositions,
+    PositionsSpec,
+    StochasticPositions,
+)
 
 
 def sincos_2d(width: int, grid: int) -> Float[Tensor, "patch width"]:
@@ -38,6 +44,11 @@ def position_step(width: int) -> float:
     return float((table[1] - table[0]).norm())
 
 
+def learned_table(width: int, grid: int) -> nn.Parameter:
+    """A table that is trained, to be drawn by `init.initialise`: [1, patch, width]."""
+    return nn.Parameter(torch.zeros(1, grid * grid, width))
+
+
 def fixed_table(width: int, grid: int) -> nn.Parameter:
     """The table as a parameter that is never trained, as timm keeps its own: [1, patch, width]."""
     return nn.Parameter(sincos_2d(width, grid)[None], requires_grad=False)
@@ -45,6 +56,8 @@ def fixed_table(width: int, grid: int) -> nn.Parameter:
 
 class PositionNoise(nn.Module):
     """What a spec of positions adds to masked and to context tokens.
+
+    A plug-in's is a subclass: it has the same arguments and may have its own `forward`.
 
     It owns no weight but the noise's own projection of `untied`; the tied A is the predictor's
     `embed.weight` and comes in as an argument. At noise_std 0 nothing is drawn and nothing is
@@ -55,9 +68,8 @@ class PositionNoise(nn.Module):
 
     def __init__(self, spec: PositionsSpec, encoder_width: int, width: int) -> None:
         super().__init__()
-        self.noise_std = spec.noise_std if spec.kind == "stochastic" else 0.0
-        self.covariance = spec.covariance if spec.kind == "stochastic" else "learned"
-        self.noise_on = spec.noise_on if spec.kind == "stochastic" else "masked"
+        self.noise_std, self.noise_on = spec.noise_std, spec.noise_on
+        self.covariance = spec.covariance if isinstance(spec, StochasticPositions) else "learned"
         if self.covariance == "untied":
             self.proj = nn.Linear(encoder_width, width, bias=False)
             self.proj.requires_grad_(self.noise_std > 0)
@@ -87,3 +99,14 @@ class PositionNoise(nn.Module):
         if self.covariance == "identity":
             return None
         return tied if self.proj is None else self.proj.weight
+
+
+def position_noise(spec: PositionsSpec, encoder_width: int, width: int) -> PositionNoise:
+    """The noise of a spec, a plug-in's where the spec is one's."""
+    if not isinstance(spec, PluginPositions):
+        return PositionNoise(spec, encoder_width, width)
+    noise = torch_part("positions", spec.kind, spec.implementation)(spec, encoder_width, width)
+    if not isinstance(noise, PositionNoise):
+        text = f"{spec.implementation} makes no {PositionNoise.__name__}; derive it from that class"
+        raise SpecError.of("positions", text)
+    return noise

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stoplab_platform.specs.positions import PositionsSpec
 from stoplab_trainers.masking import TensorMasks
 from stoplab_trainers.model.encoder import LayerNorm
-from stoplab_trainers.model.positions import PositionNoise, fixed_table
+from stoplab_trainers.model.positions import fixed_table, learned_table, position_noise
 from stoplab_trainers.randomness import Noise
 
 
@@ -49,11 +49,13 @@ class Predictor(nn.Module):
                  m_j = psi_j + b + A n_j                official, stochastic
                  m_j = psi_j                            official, deterministic
 
-    Without noise, `stoplab` is I-JEPA to the bit. `official` has no mask token: the authors'
+    psi is fixed, or (deterministic positions alone) a learned table beside it. Without noise,
+    `stoplab` is I-JEPA to the bit. `official` has no mask token: the authors'
     code holds one and never reads it. No trained weight goes without gradient in any mode.
     """
 
     mask_token: nn.Parameter | None
+    learned_table: nn.Parameter | None
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Predictor(nn.Module):
         heads: int,
         grid: int,
         mlp_ratio: float = 4.0,
+        output_width: int | None = None,
     ) -> None:
         super().__init__()
         self.bias_as_token = positions.kind == "stochastic"
@@ -74,19 +77,29 @@ class Predictor(nn.Module):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         else:
             self.mask_token = None
-        self.noise = PositionNoise(positions, encoder_width, width)
+        # Beside the fixed table, so that arms of either table share all other weights.
+        self.learned_table = learned_table(width, grid) if positions.table == "learned" else None
+        self.noise = position_noise(positions, encoder_width, width)
         norm_layer: Any = LayerNorm
         self.blocks = nn.ModuleList(
             QueryBlock(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
             for _ in range(depth)
         )
         self.norm = LayerNorm(width)
-        self.proj = nn.Linear(width, encoder_width)
+        self.proj = nn.Linear(width, output_width or encoder_width)
+
+    @property
+    def table(self) -> Float[Tensor, "patch width"]:
+        """The positions psi of all patches."""
+        return self.pos_embed[0] if self.learned_table is None else self.learned_table[0]
 
     def forward(
         self, features: Float[Tensor, "b k d"], masks: TensorMasks, noise: Noise
-    ) -> Float[Tensor, "b block n d"]:
-        """Predicted features of the target patches; blocks never see each other."""
+    ) -> Float[Tensor, "b block n out"]:
+        """What is predicted of the target patches; blocks never see each other.
+
+        ``output_width`` channels of each: the encoder's unless given.
+        """
         context = self.context_tokens(features, masks, noise)
         masked = self.masked_tokens(masks, noise)
         batch, num_blocks, num_target, _ = masked.shape
@@ -102,7 +115,7 @@ class Predictor(nn.Module):
         self, features: Float[Tensor, "b k d"], masks: TensorMasks, noise: Noise
     ) -> Float[Tensor, "b k width"]:
         """The projected context at its positions."""
-        tokens = self.embed(features) + self.pos_embed[0][masks.context]
+        tokens = self.embed(features) + self.table[masks.context]
         if self.noise.on_context:
             assert noise.context is not None, "these positions need noise on the context"
             tokens = tokens + self.noise(noise.context, self.embed.weight)
@@ -110,7 +123,7 @@ class Predictor(nn.Module):
 
     def masked_tokens(self, masks: TensorMasks, noise: Noise) -> Float[Tensor, "b block n width"]:
         """The queries: noised positions of the target patches, and what says "masked"."""
-        tokens = self.pos_embed[0][masks.targets]
+        tokens = self.table[masks.targets]
         if self.mask_token is not None:
             tokens = tokens + self.mask_token
         elif self.bias_as_token:
