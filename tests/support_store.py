@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stoplab_platform.ids import new_job_id
-from stoplab_platform.jobs.models import NewJob, Principal, Role
+from stoplab_platform.jobs.models import Job, NewJob, Principal, Role
+from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
@@ -76,6 +77,17 @@ def new_job(of: AnySpec | None = None, **changes: Any) -> NewJob:
         "spec_digest": spec.digest(),
     }
     return NewJob(**{**fields, **changes})
+
+
+def running(store: JobStore, job: Job) -> Job:
+    """The job, started."""
+    job = store.move(job, State.STARTING, actor="x", attempt=1)
+    return store.move(job, State.RUNNING, actor="x")
+
+
+def finished(store: JobStore, job: Job, end: State = State.FAILED) -> Job:
+    """The job, at its end."""
+    return store.move(running(store, job), end, actor="x")
 
 
 def lab_settings(home: Path, tracking_uri: str | None = None, **changes: Any) -> Settings:
