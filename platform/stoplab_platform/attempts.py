@@ -11,7 +11,7 @@ import yaml
 
 from stoplab_platform.admission import told_limits
 from stoplab_platform.adoption import adopt
-from stoplab_platform.errors import RunnerUnavailable
+from stoplab_platform.errors import Fenced, RunnerUnavailable
 from stoplab_platform.fence import own
 from stoplab_platform.handoff import clear_stop, request_stop
 from stoplab_platform.ids import submission_id
@@ -51,7 +51,8 @@ class Attempts:
 
     def kill(self, job: Job) -> None:
         """Take the folder from the attempt, and have the runner stop it."""
-        own(self._folder(job), job.attempt + 1)
+        with suppress(Fenced):  # a newer one has it already
+            own(self._folder(job), job.attempt + 1)
         # A cluster that is away stops nothing; the fence ends what lives.
         with suppress(RunnerUnavailable):
             self._runner.stop(submission_id(job.id, job.attempt))

@@ -185,9 +185,10 @@ class Reconciler:
             self._attempts.start(job)
         except RunnerUnavailable:
             raise
-        except Fenced as error:  # the database was restored, or missed the folder's last change
+        except Fenced:  # the database was restored, or missed the folder's last change
             newest = owner(self._settings.folders.job(job.id))
-            move = Move(State.RECOVERING, ReasonCode.START_FAILED, str(error))
+            told = f"attempt {newest} owns the job's folder already; attempt {newest + 1} follows"
+            move = Move(State.RECOVERING, ReasonCode.START_FAILED, told)
             return self._move(job, move, attempt=newest + 1)
         except Exception as error:
             log.exception("%s could not be started", job.id)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from stoplab_platform import settle
+from stoplab_platform.attempts import Attempts
 from stoplab_platform.errors import IllegalMove, RunnerUnavailable
-from stoplab_platform.fence import own
+from stoplab_platform.fence import own, owner
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.paths import JobFolder, write_atomic
@@ -141,6 +142,12 @@ class TestStartsThatFail:
             told = lab.store.history(job.id)[2]
             assert (told.to_state, told.reason_code) == (State.RECOVERING, ReasonCode.START_FAILED)
             assert "attempt 4 owns" in str(told.message)
+
+    def test_a_kill_where_a_newer_attempt_has_the_folder(self, home: Path) -> None:
+        job, folder = submitted(home)
+        own(folder, 4)
+        Attempts(LocalRunner(home / "runner"), lab_settings(home)).kill(replace(job, attempt=1))
+        assert owner(folder) == 4
 
 
 class TestStopping:
