@@ -68,6 +68,16 @@ def client(uri: str) -> MlflowClient:
             return MlflowClient(tracking_uri=uri)
 
 
+def answers(uri: str) -> bool:
+    """Whether the store at ``uri`` answers at all."""
+    try:
+        with _answers():
+            client(uri).search_experiments(max_results=1)
+    except TrackerUnavailable:
+        return False
+    return True
+
+
 def create_parent(uri: str, identity: RunIdentity, params: Mapping[str, Any]) -> Opened:
     """A study's own run, made unless it is there, with the study's runs below it.
 
