@@ -116,6 +116,9 @@ class NoRunner:
     def stop(self, submission_id: str) -> None:
         raise AssertionError(submission_id)
 
+    def forget(self, submission_id: str) -> None:
+        raise AssertionError(submission_id)
+
     def alive(self) -> bool:
         return False
 

@@ -68,6 +68,9 @@ class SmallRuns:
     def stop(self, submission_id: str) -> None:
         self._runner.stop(submission_id)
 
+    def forget(self, submission_id: str) -> None:
+        self._runner.forget(submission_id)
+
     def alive(self) -> bool:
         return self._runner.alive()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stoplab_platform.ids import new_job_id
-from stoplab_platform.jobs.models import NewJob, Principal, Role
+from stoplab_platform.jobs.models import Job, NewJob, Principal, Role
+from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
@@ -51,6 +52,18 @@ def compare_spec(name: str = "pair", seeds: tuple[int, ...] = (0, 1), **changes:
     return parse_spec({**pair, **changes})
 
 
+def evaluation(job_id: str) -> AnySpec:
+    """An evaluation of a job's weights."""
+    return parse_spec(
+        {
+            "kind": "evaluate",
+            "name": "probe",
+            "checkpoint": {"job": job_id},
+            "data": {"train": "digits/train", "test": "digits/test", "image_size": 16},
+        }
+    )
+
+
 def new_job(of: AnySpec | None = None, **changes: Any) -> NewJob:
     """A job as the service makes it."""
     spec = of or run_spec()
@@ -66,10 +79,21 @@ def new_job(of: AnySpec | None = None, **changes: Any) -> NewJob:
     return NewJob(**{**fields, **changes})
 
 
+def running(store: JobStore, job: Job) -> Job:
+    """The job, started."""
+    job = store.move(job, State.STARTING, actor="x", attempt=1)
+    return store.move(job, State.RUNNING, actor="x")
+
+
+def finished(store: JobStore, job: Job, end: State = State.FAILED) -> Job:
+    """The job, at its end."""
+    return store.move(running(store, job), end, actor="x")
+
+
 def lab_settings(home: Path, tracking_uri: str | None = None, **changes: Any) -> Settings:
     """Settings of a lab in ``home`` that looks often; nothing comes from the environment."""
     outside = {"MLFLOW_TRACKING_URI": tracking_uri, "RAY_ADDRESS": None}
-    return Settings(home=home, reconcile_period_s=0.05, **outside, **changes)
+    return Settings(home=home, **{"reconcile_period_s": 0.05, **outside, **changes})
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:

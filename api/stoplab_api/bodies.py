@@ -146,6 +146,8 @@ class ProgressBody(Told):
     eta_s: float | None
     """Seconds to go."""
     samples_per_s: float | None
+    warning: str | None = None
+    """What is wrong with a run that goes on: its features collapsed."""
 
 
 class QueueBody(Told):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
+from typing import Any
 
 from stoplab_platform.handoff import last_result
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import STUDIES, ReasonCode
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import Home, JobFolder, RunFolder, read_lines, write_atomic
+from stoplab_platform.paths import Home, JobFolder, RunFolder, write_atomic
 from stoplab_platform.tracking.base import flatten
+from stoplab_platform.tracking.lines import whole_lines
 
 RETOLD = ("start", "metrics", "tags")
 """Lines of a spool that hold for a run that goes on elsewhere."""
+SPOILT = (ReasonCode.DIVERGED, ReasonCode.COLLAPSED)
+"""Ends of runs whose last checkpoints are not worth going on from."""
 
 
 def adopt(job: Job, home: Home) -> None:
@@ -53,22 +56,30 @@ def adopt_cells(source: JobFolder, target: JobFolder) -> None:
 def adopt_run(source: JobFolder, target: JobFolder, job: Job) -> None:
     """Give a run the checkpoints of an unfinished one with its spec, and what that one logged.
 
-    One that diverged is begun anew: what it saved last may hold no numbers either.
+    One that diverged or collapsed is begun anew: what it saved last is no better.
     """
     before, after = source.run("run"), target.run("run")
     result = last_result(source)
-    diverged = result is not None and result.reason_code is ReasonCode.DIVERGED
-    if before.summary.exists() or diverged or after.spool.exists():
+    spoilt = result is not None and result.reason_code in SPOILT
+    if before.summary.exists() or spoilt or after.spool.exists():
         return
     _link_checkpoints(before, after)
     if before.scores.exists():
         write_atomic(after.scores, before.scores.read_text())
-    lines = [line for line in read_lines(before.spool) if line["verb"] in RETOLD]
+    lines = [line for line in _said(before) if line["verb"] in RETOLD]
     for line in lines:
         if line["verb"] == "start":  # it is another run in the tracker
             line["tags"]["stoplab.job_id"] = job.id
             line["params"] = flatten(job.spec)
     write_atomic(after.spool, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _said(run: RunFolder) -> list[dict[str, Any]]:
+    """What a run has said to its spool."""
+    if not run.spool.exists():
+        return []
+    with run.spool.open("rb") as file:
+        return [line for line, _ in whole_lines(file) if line is not None]
 
 
 def _finished(cells: Sequence[Cell]) -> list[Cell]:
@@ -100,5 +111,11 @@ def _link_checkpoints(before: RunFolder, after: RunFolder) -> None:
 
 def _link(source: str, target: str) -> None:
     """The same file under another name: checkpoints are large, and never written to again."""
-    with suppress(FileExistsError):
+    try:
         os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:  # a file system that knows no second names: a copy, whole or not at all
+        draft = f"{target}.draft"
+        copyfile(source, draft)
+        os.replace(draft, target)

@@ -11,7 +11,7 @@ import yaml
 
 from stoplab_platform.admission import told_limits
 from stoplab_platform.adoption import adopt
-from stoplab_platform.errors import RunnerUnavailable
+from stoplab_platform.errors import Fenced, RunnerUnavailable
 from stoplab_platform.fence import own
 from stoplab_platform.handoff import clear_stop, request_stop
 from stoplab_platform.ids import submission_id
@@ -37,10 +37,9 @@ class Attempts:
         clear_stop(folder, job.attempt)
         text = yaml.safe_dump(dict(job.spec), sort_keys=False, allow_unicode=True)
         write_atomic(folder.spec, text)
-        if job.retry_of or job.extends:
-            write_json(folder.origin, {"retry_of": job.retry_of, "extends": job.extends})
-        if job.attempt == 1:
+        if (job.retry_of or job.extends) and not folder.origin.exists():
             adopt(job, self._settings.folders)
+            write_json(folder.origin, {"retry_of": job.retry_of, "extends": job.extends})
         write_json(folder.limits, told_limits(job, self._settings))
         own(folder, job.attempt)
         self._runner.start(self._launch(job))
@@ -52,10 +51,16 @@ class Attempts:
 
     def kill(self, job: Job) -> None:
         """Take the folder from the attempt, and have the runner stop it."""
-        own(self._folder(job), job.attempt + 1)
+        with suppress(Fenced):  # a newer one has it already
+            own(self._folder(job), job.attempt + 1)
         # A cluster that is away stops nothing; the fence ends what lives.
         with suppress(RunnerUnavailable):
             self._runner.stop(submission_id(job.id, job.attempt))
+
+    def forget(self, job: Job) -> None:
+        """Have the runner drop what it keeps of a job that has ended."""
+        for attempt in range(1, job.attempt + 1):
+            self._runner.forget(submission_id(job.id, attempt))
 
     def _folder(self, job: Job) -> JobFolder:
         return self._settings.folders.job(job.id)

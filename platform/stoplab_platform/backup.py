@@ -26,7 +26,7 @@ from stoplab_platform.errors import SettingsError
 from stoplab_platform.extras import Extra
 from stoplab_platform.jobs.engines import copy_sqlite
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import Home, JobFolder
+from stoplab_platform.paths import GONE, Home, JobFolder
 from stoplab_platform.settings import Settings
 
 FORMAT = 1
@@ -94,7 +94,8 @@ def _files(home: Home, extras: Collection[Extra]) -> Iterator[tuple[str, Path]]:
         folders.append(home.all_secrets)
     found = [file for folder in folders for file in _below(folder)]
     for root in sorted(home.jobs.iterdir()) if home.jobs.is_dir() else ():
-        found += _of_job(JobFolder(root), extras)
+        if not root.name.startswith(GONE):
+            found += _of_job(JobFolder(root), extras)
     for file in found:
         yield str(file.relative_to(home.root)), file
 

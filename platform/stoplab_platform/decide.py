@@ -25,7 +25,9 @@ class Patience:
     silent_s: float = 60
     """No heartbeat, whatever the runner says."""
     start_s: float = 120
-    """From the start to the first heartbeat."""
+    """From the moment the runner says that it runs to the first heartbeat."""
+    room_s: float = 24 * 3600
+    """In a cluster that has no room for it yet, or grows."""
     back_off: float = 1
     """What the waits of `failures.TABLE` are multiplied by."""
     kill_s: float = 3
@@ -41,7 +43,7 @@ class Seen:
     waited_s: float = 0
     """Since the observer first saw this state."""
     told_s: float = 0
-    """The same, or since the runner last failed to answer if that is less."""
+    """The same, or since the runner last had no answer or no room for it if that is less."""
     beating: bool = False
     """Whether the attempt has a heartbeat."""
     quiet_s: float = 0
@@ -113,10 +115,33 @@ def decide(job: Job, seen: Seen, patience: Patience) -> list[Action]:
     if job.state is State.STOPPING:
         return list(_stopping(job, seen, patience))
     if seen.result is not None:
-        return list(_ended(job, seen, patience, seen.result))
+        # It ran, though no pass of ours fell into that time.
+        began = [] if job.state is State.RUNNING else [Move(State.RUNNING)]
+        return [*began, *_ended(job, seen, patience, seen.result)]
     if job.state is State.RUNNING:
         return list(_running(job, seen, patience))
     return list(_starting(job, seen, patience))
+
+
+def recover(
+    job: Job,
+    seen: Seen,
+    patience: Patience,
+    reason: ReasonCode,
+    said: str | None,
+    *,
+    explain: bool = True,
+) -> Move:
+    """The next attempt, while the budget of this kind of failures lasts."""
+    message = explained(reason, said) if explain else said
+    used = seen.recoveries.get(reason, 0)
+    if used < budget(reason, seen.max_failures):
+        wait_s = patience.back_off * back_off_s(reason, used + 1)
+        follows = f"attempt {job.attempt + 1} starts in {wait_s:g} s"
+        message = f"{message}; {follows}" if message else follows
+        return Move(State.RECOVERING, reason, message, next_attempt=True)
+    again = f"{reason} once more after {used} restarts: {message}"
+    return Move(State.FAILED, ReasonCode.RETRIES_EXHAUSTED, again)
 
 
 def _starting(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
@@ -128,11 +153,24 @@ def _starting(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
         return
     elif seen.runner.state is RunnerState.ABSENT:
         yield Start()
+    elif seen.runner.state is RunnerState.PENDING:
+        yield from _without_room(seen, patience, seen.runner.message)
     elif seen.over and seen.told_s > patience.quiet_s:
-        yield from _recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
+        yield recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
     elif seen.told_s > patience.start_s:
         yield Kill(f"no heartbeat {patience.start_s:g} s after its start")
-        yield from _recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
+        yield recover(job, seen, patience, ReasonCode.START_FAILED, seen.runner.message)
+
+
+def _without_room(seen: Seen, patience: Patience, said: str | None) -> Iterator[Action]:
+    """Taken, and not begun: to kill it would take the cluster its reason to grow."""
+    if seen.waited_s > patience.room_s:
+        told = f"the cluster had no room for it in {patience.room_s / 3600:g} h"
+        yield Kill(told)
+        longest = "as long as an attempt may wait (STOPLAB_ROOM_HOURS)"
+        yield Move(State.FAILED, ReasonCode.START_FAILED, f"{told}, {longest}")
+    elif seen.waited_s > patience.quiet_s:
+        yield Wait(f"the cluster has no room for it yet{f' ({said})' if said else ''}")
 
 
 def _pause_s(job: Job, seen: Seen, patience: Patience) -> float:
@@ -150,11 +188,11 @@ def _running(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
         lost = seen.runner.state is RunnerState.ABSENT
         reason = ReasonCode.NODE_LOST if lost else cause_in(told) or ReasonCode.WORKER_ERROR
         yield Kill("no heartbeat, no result")
-        yield from _recover(job, seen, patience, reason, f"ended without a result: {told}")
+        yield recover(job, seen, patience, reason, f"ended without a result: {told}")
     elif seen.quiet_s > patience.silent_s:
         said = f"no heartbeat for {patience.silent_s:g} s"
         yield Kill(said)
-        yield from _recover(job, seen, patience, ReasonCode.HEARTBEAT_LOST, said)
+        yield recover(job, seen, patience, ReasonCode.HEARTBEAT_LOST, said)
     elif seen.exceeded is not None:
         code, message = seen.exceeded.code, seen.exceeded.message
         yield Move(State.STOPPING, code, message, intent=Intent.FAILED)
@@ -169,29 +207,7 @@ def _ended(job: Job, seen: Seen, patience: Patience, result: Result) -> Iterator
     else:
         unasked = result.outcome == "STOPPED"
         reason = ReasonCode.PREEMPTED if unasked else result.reason_code or ReasonCode.WORKER_ERROR
-        yield from _recover(job, seen, patience, reason, result.message, explain=unasked)
-
-
-def _recover(
-    job: Job,
-    seen: Seen,
-    patience: Patience,
-    reason: ReasonCode,
-    said: str | None,
-    *,
-    explain: bool = True,
-) -> Iterator[Action]:
-    """The next attempt, while the budget of this kind of failures lasts."""
-    message = explained(reason, said) if explain else said
-    used = seen.recoveries.get(reason, 0)
-    if used < budget(reason, seen.max_failures):
-        wait_s = patience.back_off * back_off_s(reason, used + 1)
-        follows = f"attempt {job.attempt + 1} starts in {wait_s:g} s"
-        message = f"{message}; {follows}" if message else follows
-        yield Move(State.RECOVERING, reason, message, next_attempt=True)
-    else:
-        again = f"{reason} once more after {used} restarts: {message}"
-        yield Move(State.FAILED, ReasonCode.RETRIES_EXHAUSTED, again)
+        yield recover(job, seen, patience, reason, result.message, explain=unasked)
 
 
 def _stopping(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
@@ -210,7 +226,7 @@ def _stopping(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
             yield end
     elif grace_over:
         yield Kill("the grace is over")
-        if seen.runner is None and seen.quiet_s > patience.quiet_s:
+        if seen.quiet_s > (patience.quiet_s if seen.runner is None else patience.silent_s):
             yield end
 
 

@@ -55,6 +55,13 @@ TABLE = (
         words=r"\bDiverged: ",
     ),
     Failure(
+        ReasonCode.COLLAPSED,
+        "all images get nearly the same features, and would again; lower optim.lr, raise "
+        "optim.ema, or give collapse: warn to let it go on",
+        retries=0,
+        words=r"\bCollapsed: ",
+    ),
+    Failure(
         ReasonCode.DISK_FULL,
         "a disk is full; free some space, or lower checkpoint.keep",
         first_s=60,

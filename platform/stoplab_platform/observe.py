@@ -13,7 +13,7 @@ from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.paths import Home
-from stoplab_platform.runner.base import Observed, Runner
+from stoplab_platform.runner.base import Observed, Runner, RunnerState
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Observer:
         word = None
         if result is None and self._wants_word(job, beat, now - watch.beat_at):
             word = self._ask(job)
-            if word is None:
+            if word is None or word.state is RunnerState.PENDING:
                 watch.told = now
             elif word.state.over:
                 result = read_result(folder, job.attempt)  # its last act, perhaps since we looked

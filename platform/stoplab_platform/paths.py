@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+CHECKPOINT_MANIFEST = "manifest.json"
+"""The file by which a folder is a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class RunFolder:
     def progress(self) -> Path:
         """Step, steps, epoch, eta_s, samples_per_s; replaced as the run goes on."""
         return self.root / "progress.json"
+
+    @property
+    def alarm(self) -> Path:
+        """Present when the features collapsed: step, measure, value, start, message."""
+        return self.root / "alarm.json"
 
     @property
     def summary(self) -> Path:
@@ -319,6 +328,21 @@ class Home:
 def is_plain_name(text: str) -> bool:
     """Whether a text of a user's may name a file: one part, and no hidden one."""
     return re.fullmatch(r"[A-Za-z0-9_@][\w.@-]{0,63}", text, re.ASCII) is not None
+
+
+GONE = ".gone-"
+"""Begins the name of what is being removed."""
+
+
+def remove(path: Path) -> None:
+    """Take a file or folder away, and what an earlier try left; nobody sees a part of it."""
+    if path.exists():
+        path.rename(path.with_name(f"{GONE}{path.name}-{uuid4().hex[:8]}"))
+    for gone in path.parent.glob(f"{GONE}{path.name}-*"):
+        if gone.is_dir():
+            shutil.rmtree(gone)
+        else:
+            gone.unlink()
 
 
 def write_atomic(path: Path, text: str) -> None:

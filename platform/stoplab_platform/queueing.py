@@ -78,6 +78,8 @@ class Queue:
             self._demands, self._claims = {}, {}  # of jobs that are gone
         admitted = self._explain(jobs, 0)
         lease_s = LEASE_PERIODS * self._settings.reconcile_period_s
+        # After the turn another replica may count anew; its other half is for the last UPDATE.
+        until = time.monotonic() + lease_s / 2
         if not (admitted and self._alive):
             return jobs
         if not self._store.lease("admission", self._holder, lease_s):
@@ -85,7 +87,7 @@ class Queue:
         # Another replica may have admitted between the caller's look and our lease.
         jobs = self.unfinished()
         admitted = self._explain(jobs, ASK_S)
-        return [self._start(job) if job.id in admitted else job for job in jobs]
+        return [self._start(job, until) if job.id in admitted else job for job in jobs]
 
     def _explain(self, jobs: Sequence[Job], ask_s: float) -> Sequence[str]:
         """Who could start now; the runner's word on whether it takes any may be ``ask_s`` old."""
@@ -138,7 +140,9 @@ class Queue:
             return Resources() if job.state is State.QUEUED else self._capacity
         return demand(spec, self._capacity, self._settings.quota(job.project))
 
-    def _start(self, job: Job) -> Job:
+    def _start(self, job: Job, until: float) -> Job:
+        if time.monotonic() > until:
+            return job  # in the next pass
         try:
             return self._store.move(
                 job, State.STARTING, actor=ACTOR, verb="admit", attempt=job.attempt + 1

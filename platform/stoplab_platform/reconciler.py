@@ -8,6 +8,7 @@ is shared.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,11 +28,14 @@ from stoplab_platform.decide import (
     Start,
     Wait,
     decide,
+    recover,
 )
-from stoplab_platform.errors import Conflict, RunnerUnavailable, StoreUnavailable
+from stoplab_platform.errors import Conflict, Fenced, RunnerUnavailable, StoreUnavailable
+from stoplab_platform.failures import cause_in
+from stoplab_platform.fence import owner
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
-from stoplab_platform.jobs.states import State
+from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.observe import Observer
 from stoplab_platform.pulse import Pulse
@@ -62,16 +66,16 @@ class Reconciler:
         command: Sequence[str] = (),
     ) -> None:
         self._store, self._settings = store, settings
-        self._patience = patience or Patience()
+        self._patience = patience or Patience(room_s=settings.room_hours * 3600 or math.inf)
         self._queue = Queue(store, runner, settings)
         self._observer = Observer(settings.folders, runner, self._patience)
         self._attempts = Attempts(runner, settings, command)
-        self._settler = Settler(store, settings)
+        self._settler = Settler(store, settings, self._attempts.forget)
         self._notifier = Notifier(store, settings)
-        self._keeper = Keeper(store, settings)
+        self._keeper = Keeper(store, settings, forget=self._attempts.forget)
         self._wake = threading.Event()
         self.pulse = Pulse()
-        self._noted: set[str] = set()
+        self._noted: set[tuple[str, int, str]] = set()
 
     @property
     def last_pass_age_s(self) -> float:
@@ -113,6 +117,8 @@ class Reconciler:
         jobs = self._queue.admit(self._queue.unfinished())
         self.pulse.hold(self._queue.all_reserved(jobs))
         self._observer.begin(jobs)
+        ids = {job.id for job in jobs}
+        self._noted = {note for note in self._noted if note[0] in ids}
         for job in jobs:
             if job.state is not State.QUEUED:
                 with (
@@ -127,17 +133,19 @@ class Reconciler:
     def _guarded(self, job: Job) -> None:
         """One job's part of a pass; whatever it meets, the others have theirs."""
         try:
-            for action in decide(job, self._see(job), self._patience):
-                job = self._apply(job, action)
+            seen = self._see(job)
+            for action in decide(job, seen, self._patience):
+                job = self._apply(job, seen, action)
         except Conflict:
             log.info("%s changed meanwhile", job.id)
         except RunnerUnavailable as error:
             log.warning("%s: %s", job.id, error)
         except StoreUnavailable:
             raise
-        except Exception:  # a full disk, a broken file: this job's alone
+        except Exception as error:  # a full disk, a broken file: this job's alone
             self.pulse.lost_sight += 1
             log.exception("%s could not be looked after", job.id)
+            self._note(job, "trouble", f"it could not be looked after: {_said(error)}")
 
     def _see(self, job: Job) -> Seen:
         seen = self._observer.look(job)
@@ -155,25 +163,42 @@ class Reconciler:
         gpus = self._queue.reserved(job).gpus
         return exceeded(job, self._store.history(job.id), gpus, datetime.now(UTC))
 
-    def _apply(self, job: Job, action: Action) -> Job:
+    def _apply(self, job: Job, seen: Seen, action: Action) -> Job:
         match action:
             case Move():
                 return self._move(job, action)
             case Start():
-                self._attempts.start(job)
-                self._note(job, "start", f"handed over as {submission_id(job.id, job.attempt)}")
+                return self._start(job, seen)
             case AskStop():
                 self._attempts.ask_stop(job)
             case Kill():
                 self._attempts.kill(job)
                 self._note(job, "kill", action.why)
             case Wait():
-                self._note(job, "wait", action.why)
+                if job.message != action.why:
+                    return self._store.tell(job, action.why, actor=ACTOR, verb="wait")
         return job
 
-    def _move(self, job: Job, move: Move) -> Job:
+    def _start(self, job: Job, seen: Seen) -> Job:
+        """Hand it over; what its folder does not allow is a failed start like any other."""
+        try:
+            self._attempts.start(job)
+        except RunnerUnavailable:
+            raise
+        except Fenced:  # the database was restored, or missed the folder's last change
+            newest = owner(self._settings.folders.job(job.id))
+            told = f"attempt {newest} owns the job's folder already; attempt {newest + 1} follows"
+            move = Move(State.RECOVERING, ReasonCode.START_FAILED, told)
+            return self._move(job, move, attempt=newest + 1)
+        except Exception as error:
+            log.exception("%s could not be started", job.id)
+            reason = cause_in(str(error)) or ReasonCode.START_FAILED
+            return self._move(job, recover(job, seen, self._patience, reason, _said(error)))
+        self._note(job, "start", f"handed over as {submission_id(job.id, job.attempt)}")
+        return job
+
+    def _move(self, job: Job, move: Move, **columns: Any) -> Job:
         log.info("%s %s -> %s %s", job.id, job.state, move.to, move.message or "")
-        columns: dict[str, Any] = {}
         if move.next_attempt:
             columns["attempt"] = job.attempt + 1
         if move.run_digest is not None:
@@ -188,11 +213,15 @@ class Reconciler:
 
     def _note(self, job: Job, verb: str, message: str) -> None:
         """An event, once an attempt: what is done again each pass says nothing new."""
-        key = f"{submission_id(job.id, job.attempt)} {verb}"
+        key = job.id, job.attempt, verb
         if key not in self._noted:
             self._noted.add(key)
             self.pulse.attempts += verb == "start"
             self._store.record(job.id, actor=ACTOR, verb=verb, message=message)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _max_failures(job: Job) -> int:

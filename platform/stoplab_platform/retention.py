@@ -6,19 +6,20 @@ summaries, ledgers and reports stay. What an unfinished job may still need stays
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from stoplab_platform.errors import StoreUnavailable
+from stoplab_platform.errors import NotFound, RunnerUnavailable, StoreUnavailable
 from stoplab_platform.jobs.models import Job, JobQuery
 from stoplab_platform.jobs.states import ACTIVE, TERMINAL, State
 from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.paths import GONE, remove
 from stoplab_platform.rounds import Rounds
 from stoplab_platform.settings import Settings
 
@@ -30,7 +31,6 @@ FIRST_AFTER_S, AGAIN_S = 60.0, 600.0
 IN_USE_S = 3600.0
 """What was used so lately stays: a run that no store knows of may read it."""
 PAGE = 200
-GONE = ".gone-"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,10 @@ class Due:
 class Retention:
     """The policy of the settings, applied to one lab."""
 
-    def __init__(self, store: JobStore, settings: Settings) -> None:
-        self._store, self._settings = store, settings
+    def __init__(
+        self, store: JobStore, settings: Settings, forget: Callable[[Job], None] = lambda _job: None
+    ) -> None:
+        self._store, self._settings, self._forget = store, settings, forget
         self._now = datetime.now(UTC)
 
     def due(self) -> list[Due]:
@@ -59,36 +61,33 @@ class Retention:
     def apply(self, items: Iterable[Due]) -> None:
         """Remove it, with an event for each job."""
         for item in items:
+            if item.job_id is not None and not self._store.prune(
+                item.job_id, actor=ACTOR, message=f"{item.kind}: {item.bytes} bytes", keep=LABEL
+            ):
+                continue  # somebody needs it since we looked
             for path in item.paths:
-                _remove(path)
+                remove(path)
+            if item.kind == "logs" and item.job_id is not None:
+                with suppress(NotFound, RunnerUnavailable):  # the runner has a copy of them
+                    self._forget(self._store.get(item.job_id))
             if item.kind == "keys":
                 self._store.forget_keys(self._before(self._settings.keep_keys_days))
-            if item.job_id is not None:
-                told = f"{item.kind}: {item.bytes} bytes"
-                self._store.record(item.job_id, actor=ACTOR, verb="prune", message=told)
 
     def _of_jobs(self) -> Iterator[Due]:
         days = (self._settings.keep_checkpoints_days, self._settings.keep_logs_days)
         if days == (None, None):
             return
-        needed = set(self._needed())
         for job in self._jobs(TERMINAL):
-            if job.id in needed or LABEL in job.labels:
+            if LABEL in job.labels:
                 continue
-            folder = self._settings.folders.job(job.id)
+            folder, found = self._settings.folders.job(job.id), list[Due]()
             runs = list(folder.each_run())
             if self._is_older(job, days[0]):
-                yield from _found("checkpoints", job, [run.checkpoints for run in runs])
+                found += _found("checkpoints", job, [run.checkpoints for run in runs])
             if self._is_older(job, days[1]):
-                yield from _found("logs", job, [folder.logs, *(run.logs for run in runs)])
-
-    def _needed(self) -> Iterator[str]:
-        """Jobs whose runs or weights an unfinished one has still to take over, or read."""
-        for job in self._jobs(set(State) - set(TERMINAL)):
-            yield from filter(None, (job.retry_of, job.extends))
-            source = job.spec.get("checkpoint", {}).get("job") if job.kind == "evaluate" else None
-            if source is not None:
-                yield source
+                found += _found("logs", job, [folder.logs, *(run.logs for run in runs)])
+            if found and self._store.heir(job.id) is None:
+                yield from found
 
     def _of_the_cache(self) -> Iterator[Due]:
         """What was used longest ago, until the rest fits the budget."""
@@ -133,9 +132,13 @@ class Keeper:
     """Applies the policy once a day; a lease lets one replica do so."""
 
     def __init__(
-        self, store: JobStore, settings: Settings, first_after_s: float = FIRST_AFTER_S
+        self,
+        store: JobStore,
+        settings: Settings,
+        first_after_s: float = FIRST_AFTER_S,
+        forget: Callable[[Job], None] = lambda _job: None,
     ) -> None:
-        self._store, self._settings = store, settings
+        self._store, self._settings, self._forget = store, settings, forget
         self._holder = uuid4().hex
         self._rounds = Rounds("stoplab-retention", self._round, wait_s=first_after_s)
 
@@ -152,7 +155,7 @@ class Keeper:
         try:
             # Kept until it runs out: so long nobody else has to do it again.
             if self._store.lease("retention", self._holder, DAY_S):
-                retention = Retention(self._store, self._settings)
+                retention = Retention(self._store, self._settings, self._forget)
                 retention.apply(retention.due())
                 self._rounds.pause(DAY_S)
         except StoreUnavailable:
@@ -193,13 +196,3 @@ def _found(
 def _files(path: Path) -> list[Path]:
     """A file, or all files of a folder."""
     return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-
-
-def _remove(path: Path) -> None:
-    """Nobody sees a part of a folder."""
-    gone = path.with_name(f"{GONE}{path.name}-{uuid4().hex[:8]}")
-    path.rename(gone)
-    if gone.is_dir():
-        shutil.rmtree(gone)
-    else:
-        gone.unlink()

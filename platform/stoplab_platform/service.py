@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from shutil import rmtree
 from typing import Any
 
 from stoplab_platform.admission import QueueInfo, capacity, misfits, overruns, told_limits
@@ -28,7 +27,7 @@ from stoplab_platform.jobs.models import (
 from stoplab_platform.jobs.states import TERMINAL, ReasonCode, State, allowed_actions
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.jobs.views import job_view
-from stoplab_platform.paths import write_json
+from stoplab_platform.paths import remove, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
 from stoplab_platform.trust import untrusted
@@ -140,8 +139,9 @@ class Jobs:
         job = self._own(principal, job_id)
         if job.state not in TERMINAL:
             raise _refused(job, "retry")
-        # One that never started has nothing; what it was to go on from itself is still there.
-        source = job.id if job.attempt else job.retry_of or job.id
+        # One that never ran has nothing of its own; what it was to go on from may still be there.
+        older = None if job.started_at else job.retry_of
+        source = older if older and self._has_job(job.project)(older) else job.id
         return self.submit(
             principal,
             limited(parse_spec(job.spec), {**job.limits, **(limits or {})}),
@@ -209,11 +209,16 @@ class Jobs:
     def delete(self, principal: Principal, job_id: str) -> None:
         """Hide a finished job and remove its folder; MLflow keeps its runs.
 
-        IllegalMove while a retry or an extension has not yet taken its runs over.
+        IllegalMove while a retry or an extension has not yet taken its runs over, or an
+        evaluation may read them.
         """
         job = self._own(principal, job_id)
         self._store.hide(job, actor=principal.owner)
-        rmtree(self._settings.folders.job(job.id).root, ignore_errors=True)
+        folder = self._settings.folders.job(job.id)
+        if job.settled or not any(run.spool.exists() for run in folder.each_run()):
+            with suppress(OSError):  # the settler does it again, and what has to wait
+                remove(folder.root)
+        self._wake()
 
     def view(self, job: Job) -> dict[str, Any]:
         """A job as REST shows it."""

@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """Schemes of URLs that specs may name."""
     reconcile_period_s: float = 2.0
     """Seconds between two passes of the reconciler."""
+    room_hours: float = Field(default=24, ge=0)
+    """Hours that an attempt waits for a cluster that has no room for it yet; 0: any time."""
     webhook_url: str | None = Field(default=None, repr=False)
     """Address that is told when jobs end; `secret://NAME` for one that is a secret itself."""
     webhook_secret: str | None = Field(default=None, repr=False)

@@ -26,7 +26,7 @@ Execute = Callable[..., "Summary"]
 """What `stoplab_trainers.launch.execute` is: spec, folder, identity, stop_file to summary."""
 
 PROTOCOLS = "protocols"  # the fact that tells by which versions a run was judged
-FACTS = ("precision", "threads", "device", "data", "judged", PROTOCOLS)
+FACTS = ("precision", "threads", "device", "data", "judged", PROTOCOLS, "init_from")
 """What a pairing also rests on."""
 PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
 NAME_ROOM = 90  # characters of a study's name in its runs' names

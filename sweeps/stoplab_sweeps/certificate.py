@@ -6,7 +6,7 @@ that the arms change on purpose: those only share their seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stoplab_platform.ledger import Cell
@@ -39,6 +39,9 @@ def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[
             state = BROKEN if broken else EQUAL if _agree(stream, records) else SEED_ONLY
             streams[stream] = max(streams.get(stream, EQUAL), state, key=_SEVERITY.index)
     reasons += _judged_apart(blocks)
+    if moved := list(_other_starts(blocks)):
+        reasons += moved
+        streams[START] = BROKEN
     return {
         "passed": bool(blocks) and not reasons,
         "pairing": SEED_ONLY if SEED_ONLY in streams.values() else "paired",
@@ -68,7 +71,8 @@ def baseline(run: RunSpec) -> str | None:
 
 
 REQUIRED = ("init", "samples", "masks")
-YOUNG = ("judged",)  # streams of which runs of earlier releases left no record
+START = "init_from"  # the file of weights that a run began from
+YOUNG = ("judged", START)  # streams of which runs of earlier releases left no record
 PART = "/"  # in the name of a part of a stream: init/shared
 _SEVERITY = (EQUAL, SEED_ONLY, BROKEN)
 
@@ -95,6 +99,7 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
         "device": compute.gpus_per_worker > 0,
         "data": data.train,
         "judged": data.image_size,
+        START: run.model.init_from,
     }  # fmt: skip
 
 
@@ -139,6 +144,8 @@ def _agree(stream: str, records: Mapping[str, Record]) -> bool:
     values = {record.get(stream) for record in records.values()}
     if stream in YOUNG:
         values.discard(None)
+        if not values:
+            return True
     if None in values or len(values) == 1:
         return None not in values
     parts = [_parts(stream, record) for record in records.values()]
@@ -146,6 +153,26 @@ def _agree(stream: str, records: Mapping[str, Record]) -> bool:
     return all(parts) and all(
         len({part[name] for part in parts if name in part}) == 1 for name in names
     )
+
+
+def _other_starts(blocks: Mapping[int, Sequence[Cell]]) -> Iterator[str]:
+    """Arms that began from one file in some blocks and from another in others.
+
+    It lay at the same path, so only the hashes tell: a mean over such blocks is of two things.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for seed, cells in blocks.items():
+        for cell in cells:
+            if START in cell.certificate:
+                seeds = found.setdefault(str(cell.arm), {}).setdefault(cell.certificate[START], [])
+                seeds.append(seed)
+    for arm, starts in found.items():
+        if len(starts) > 1:
+            told = "; ".join(
+                f"{sha[:SHORT]} in seeds {', '.join(map(str, seeds))}"
+                for sha, seeds in starts.items()
+            )
+            yield f"{arm} began from other weights in some blocks, by {START}: {told}"
 
 
 def _parts(stream: str, record: Record) -> Record:

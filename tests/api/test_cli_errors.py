@@ -19,6 +19,7 @@ from stoplab_api.cli import completing
 from stoplab_api.cli.main import app
 from stoplab_api.cli.watching import progress_line, why
 from stoplab_platform.jobs.states import State
+from stoplab_platform.paths import write_json
 from support_api import SPEC, Api, running_api, secret
 from support_lines import scripted
 
@@ -201,6 +202,14 @@ class TestProgress:
         again = job(state="RECOVERING", reason_code="OOM", attempt=2)
         assert "RECOVERING (OOM, attempt 2)" in progress_line(again)
         assert why(again) == "OOM"
+
+    def test_what_is_wrong_with_a_run_that_goes_on(self, api: Api) -> None:
+        job_id = api.submitted()["id"]
+        api.moved(job_id, State.RUNNING)
+        progress = {"step": 3, "steps": 9, "epoch": 0, "eta_s": 1.0, "samples_per_s": 1.5,
+                    "warning": "the features collapsed: …"}  # fmt: skip
+        write_json(api.folder(job_id).run("run").progress, progress)
+        assert "warning   the features collapsed: …" in stoplab("jobs", "show", job_id).stdout
 
     def test_watching_a_job_that_has_ended(self, api: Api) -> None:
         failed = api.submitted()["id"]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
+from stoplab_platform.settings import Settings
 from support_shipping import DOCKER, Dockerfile, compose, image_of, make_secrets
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
@@ -119,6 +120,12 @@ def test_what_ray_knows_of_its_jobs_outlives_the_head() -> None:
     assert head["environment"]["RAY_gcs_storage"] == "rocksdb"
     (volume,) = (v for v in head["volumes"] if v.startswith("ray:"))
     assert head["environment"]["RAY_gcs_storage_path"].startswith(volume.partition(":")[2])
+
+
+def test_ray_waits_for_room_as_long_as_the_lab_does(home: Path) -> None:
+    image = image_of(SERVICES["ray-head"]).environment()
+    waits_s = float(image["RAY_JOB_START_TIMEOUT_SECONDS"])
+    assert waits_s >= Settings(home=home).room_hours * 3600
 
 
 class TestSecrets:

@@ -76,7 +76,10 @@ class TestStarting:
         assert moves(job(state), beating=True) == [(State.RUNNING, None)]
 
     def test_may_end_before_its_heartbeat_was_seen(self, state: str) -> None:
-        assert moves(job(state), result=result("SUCCEEDED")) == [(State.SUCCEEDED, None)]
+        done = moves(job(state), result=result("SUCCEEDED"))
+        assert done == [(State.RUNNING, None), (State.SUCCEEDED, None)]
+        killed = moves(job(state), result=result("FAILED", "OOM"))
+        assert killed == [(State.RUNNING, None), (State.RECOVERING, ReasonCode.OOM)]
 
     def test_never_came_to_life(self, state: str) -> None:
         dead = says("FAILED", "no such image")
@@ -89,11 +92,27 @@ class TestStarting:
         assert str(move.message).endswith("attempt 2 starts in 5 s")
 
     def test_hangs_in_the_cluster(self, state: str) -> None:
-        assert actions(job(state), runner=says("PENDING"), told_s=119) == []
-        kill, move = actions(job(state), runner=says("PENDING"), told_s=121)
+        assert actions(job(state), runner=says("RUNNING"), told_s=119) == []
+        kill, move = actions(job(state), runner=says("RUNNING"), told_s=121)
         assert isinstance(kill, Kill)
         assert isinstance(move, Move)
-        assert move.reason_code is ReasonCode.START_FAILED
+        assert (move.to, move.reason_code) == (State.RECOVERING, ReasonCode.START_FAILED)
+
+    def test_waits_for_room_in_the_cluster_and_says_so(self, state: str) -> None:
+        assert actions(job(state), runner=says("PENDING"), waited_s=9) == []
+        for waited_s in (11, 23 * 3600):
+            (wait,) = actions(job(state), runner=says("PENDING", "no GPU"), waited_s=waited_s)
+            assert isinstance(wait, Wait)
+            assert "no room" in wait.why
+            assert "no GPU" in wait.why
+
+    def test_waits_so_long_for_room_and_no_longer(self, state: str) -> None:
+        kill, move = actions(job(state), runner=says("PENDING"), waited_s=25 * 3600)
+        assert isinstance(kill, Kill)
+        assert isinstance(move, Move)
+        assert (move.to, move.reason_code) == (State.FAILED, ReasonCode.START_FAILED)
+        assert "24 h" in str(move.message)
+        assert "STOPLAB_ROOM_HOURS" in str(move.message)
 
 
 class TestBackOff:
@@ -200,7 +219,9 @@ class TestResults:
         found = moves(job("RUNNING"), result=result("SUCCEEDED"), runner=says("FAILED"), quiet_s=99)
         assert found == [(State.SUCCEEDED, None)]
 
-    @pytest.mark.parametrize("reason", ["BAD_INPUT", "RUN_ERROR", "DIVERGED", "DATA_MISSING"])
+    @pytest.mark.parametrize(
+        "reason", ["BAD_INPUT", "RUN_ERROR", "DIVERGED", "DATA_MISSING", "COLLAPSED"]
+    )
     def test_what_would_repeat_itself_fails_at_once(self, reason: str) -> None:
         (move,) = actions(job("RUNNING"), result=result("FAILED", reason, "why"))
         assert move == Move(State.FAILED, ReasonCode(reason), "why")
@@ -297,3 +318,12 @@ class TestStopping:
         seen: dict[str, Any] = {"stop_asked": True, "beating": True, "runner": None}
         assert moves(self.CANCEL, waited_s=60, quiet_s=1, **seen) == []
         assert moves(self.CANCEL, waited_s=60, quiet_s=11, **seen)[0][0] is State.CANCELLED
+
+    @pytest.mark.parametrize("word", ["RUNNING", "PENDING"])
+    def test_ends_what_is_silent_for_long_whatever_the_runner_says(self, word: str) -> None:
+        seen: dict[str, Any] = {"stop_asked": True, "beating": True, "runner": says(word)}
+        assert moves(self.CANCEL, waited_s=86400, quiet_s=59, **seen) == []
+        kill, end = actions(self.CANCEL, waited_s=86400, quiet_s=61, **seen)
+        assert isinstance(kill, Kill)
+        assert isinstance(end, Move)
+        assert end.to is State.CANCELLED

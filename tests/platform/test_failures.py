@@ -80,7 +80,7 @@ class TestSentence:
 
 class TestAgain:
     def test_a_bug_is_not_tried_again(self) -> None:
-        kinds = {"BAD_INPUT", "DATA_MISSING", "DIVERGED", "RUN_ERROR"}
+        kinds = {"BAD_INPUT", "COLLAPSED", "DATA_MISSING", "DIVERGED", "RUN_ERROR"}
         assert kinds == LASTING
         assert all(budget(code, 3) == 0 for code in LASTING)
 

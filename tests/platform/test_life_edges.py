@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stoplab_platform import settle
+from stoplab_platform.attempts import Attempts
 from stoplab_platform.errors import IllegalMove, RunnerUnavailable
+from stoplab_platform.fence import own, owner
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import ReasonCode, State
+from stoplab_platform.paths import JobFolder, write_atomic
 from stoplab_platform.queueing import Queue
-from stoplab_platform.runner.base import Launch
+from stoplab_platform.runner.base import Launch, Observed, RunnerState
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.service import Jobs
 from support_invariants import frees
-from support_jobs import DEAF, Lab, running_lab, script, supervisors, trainer
-from support_store import ADMIN, open_store, run_spec, wait_for
+from support_jobs import DEAF, QUICK, Lab, running_lab, script, supervisors, trainer
+from support_store import ADMIN, lab_settings, open_store, run_spec, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +47,32 @@ def reason(lab: Lab, job: Job) -> str:
 
 def position(lab: Lab, job: Job) -> int:
     return int(lab.jobs.view(lab.job(job))["status"]["queue"]["position"])
+
+
+class Growing(LocalRunner):
+    """Takes a start at once, and begins it when there is room."""
+
+    has_room = False
+    _taken: Launch | None = None
+
+    def start(self, launch: Launch) -> None:
+        self._taken = launch
+
+    def observe(self, submission_id: str) -> Observed:
+        if self._taken is None:
+            return Observed(RunnerState.ABSENT)
+        if not self.has_room:
+            return Observed(RunnerState.PENDING, "1 GPU is missing")
+        super().start(self._taken)
+        return super().observe(submission_id)
+
+
+def submitted(home: Path, **compute: Any) -> tuple[Job, JobFolder]:
+    """A job, and its folder, of a lab that does not run yet."""
+    settings = lab_settings(home)
+    with open_store(settings.database) as store:
+        job = Jobs(store, settings).submit(ADMIN, run_spec(compute=compute)).job
+    return job, settings.folders.job(job.id)
 
 
 class TestStarting:
@@ -70,6 +102,52 @@ class TestStarting:
             lab.jobs.resume(ADMIN, job.id)
             lab.wait(job, State.SUCCEEDED)
             assert lab.log(job).count("attempt 2 from") == 1
+
+
+class TestRoom:
+    """The cluster grows by itself: what has no room yet waits."""
+
+    def test_a_job_outlasts_the_patience_with_a_start(self, home: Path) -> None:
+        runner, patience = Growing(home / "runner"), replace(QUICK, start_s=4)
+        with running_lab(home, trainer(3), runner=runner, patience=patience) as lab:
+            job = lab.submit()
+            told = wait_for(lambda: lab.job(job).message, "a word")
+            assert told == "the cluster has no room for it yet (1 GPU is missing)"
+            began = time.monotonic()
+            wait_for(lambda: time.monotonic() > began + 4, "more than that")
+            view = lab.jobs.view(lab.job(job))["status"]
+            assert (view["state"], view["message"], view["attempt"]) == ("STARTING", told, 1)
+            runner.has_room = True
+            done = lab.wait(job, State.SUCCEEDED)
+            assert (done.attempt, done.message) == (1, None)
+            assert [e.message for e in lab.store.events(job.id) if e.verb == "wait"] == [told]
+
+
+class TestStartsThatFail:
+    def test_a_folder_that_cannot_be_prepared(self, home: Path) -> None:
+        job, folder = submitted(home, max_failures=1)
+        write_atomic(folder.mark(1).parent, "a file where a folder has to be")
+        with running_lab(home, trainer(3)) as lab:
+            failed = lab.wait(job, State.FAILED)
+            assert lab.states(job) == ["QUEUED", "STARTING", "RECOVERING", "FAILED"]
+            assert failed.reason_code is ReasonCode.RETRIES_EXHAUSTED
+            assert "START_FAILED" in str(failed.message)
+            assert "owners" in str(failed.message)
+
+    def test_a_folder_that_is_ahead_of_the_database(self, home: Path) -> None:
+        job, folder = submitted(home, max_failures=0)
+        own(folder, 4)
+        with running_lab(home, trainer(3)) as lab:
+            assert lab.wait(job, State.SUCCEEDED).attempt == 5
+            told = lab.store.history(job.id)[2]
+            assert (told.to_state, told.reason_code) == (State.RECOVERING, ReasonCode.START_FAILED)
+            assert "attempt 4 owns" in str(told.message)
+
+    def test_a_kill_where_a_newer_attempt_has_the_folder(self, home: Path) -> None:
+        job, folder = submitted(home)
+        own(folder, 4)
+        Attempts(LocalRunner(home / "runner"), lab_settings(home)).kill(replace(job, attempt=1))
+        assert owner(folder) == 4
 
 
 class TestStopping:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import pytest
 
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.queueing import Queue
+from stoplab_platform.queueing import LEASE_PERIODS, Queue
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
-from support_store import ADMIN, lab_settings, open_store, run_spec
+from support_store import ADMIN, lab_settings, open_store, run_spec, wait_for
 
 NONE: Mapping[str, Job] = {}
 
@@ -63,3 +64,28 @@ def test_it_is_what_a_look_at_all_would_tell(home: Path, settings: Settings, pri
         fresh = Jobs(store, settings, queue=Queue(store, runner, settings).waiting)
         newest = jobs.submit(ADMIN, run_spec(), priority=priority).job
         assert jobs.view(newest)["status"]["queue"] == fresh.view(newest)["status"]["queue"]
+
+
+def test_who_is_slow_admits_no_more_when_half_its_turn_is_over(home: Path) -> None:
+    """After the whole of it, another replica may count anew what is free."""
+    settings = lab_settings(home, capacity_cpus=2, reconcile_period_s=1)
+
+    class Slow(JobStore):
+        answers_at = float("inf")
+
+        def move(self, *words: Any, **more: Any) -> Job:
+            self.answers_at = min(self.answers_at, time.monotonic() + 0.5 * LEASE_PERIODS)
+            wait_for(lambda: time.monotonic() > self.answers_at, "a slow database")
+            return super().move(*words, **more)
+
+    with open_store(settings.database) as plain:
+        jobs = Jobs(plain, settings)
+        for n in range(3):
+            jobs.submit(ADMIN, run_spec(str(n), compute={"cpus_per_worker": 0.5}))
+        store = Slow(settings.database)
+        queue = Queue(store, LocalRunner(home / "runner"), settings)
+        seen = queue.admit(queue.unfinished())
+        assert [job.state for job in seen] == ["STARTING", "QUEUED", "QUEUED"]
+        seen = queue.admit(queue.unfinished())
+        assert [job.state for job in seen] == ["STARTING"] * 3
+        store.close()

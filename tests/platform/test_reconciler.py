@@ -85,6 +85,13 @@ class TestLife:
             wait_for(lambda: told, "the tracker to know")
             assert told == [(job.id, "FAILED")]
 
+    def test_one_that_is_shorter_than_a_pass_has_run_too(self, home: Path) -> None:
+        with running_lab(home, script("pass"), reconcile_period_s=2) as lab:
+            job = lab.submit()
+            done = lab.wait(job, State.SUCCEEDED)
+            assert lab.states(job) == ["QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
+            assert done.started_at is not None
+
     def test_the_digest_comes_to_the_row(self, home: Path) -> None:
         code = (
             "from stoplab_platform.paths import write_json;"
@@ -354,6 +361,7 @@ class TestWhatIsAway:
             return 0
 
         monkeypatch.setattr(settle.tracking, "finish_runs", flaky)
+        monkeypatch.setattr(settle.tracking, "answers", lambda _uri: False)
         monkeypatch.setattr(settle, "AGAIN_S", 0.1)
         with running_lab(home, trainer(1)) as lab:
             job = lab.submit()

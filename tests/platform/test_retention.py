@@ -18,8 +18,7 @@ from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import write_atomic
 from stoplab_platform.retention import Due, Keeper, Retention
 from stoplab_platform.settings import Settings
-from stoplab_platform.specs import parse_spec
-from support_store import lab_settings, new_job, open_store, wait_for
+from support_store import evaluation, lab_settings, new_job, open_store, wait_for
 
 WAYS = {
     State.QUEUED: (),
@@ -96,6 +95,17 @@ def test_old_ones_lose_checkpoints_and_logs_and_nothing_else(home: Path, store: 
     assert Retention(store, settings).due() == []
 
 
+def test_the_runner_forgets_whose_logs_go(home: Path, store: JobStore) -> None:
+    settings = lab_settings(home, keep_checkpoints_days=0, keep_logs_days=30)
+    jobs = {days: job_in(store, settings, State.SUCCEEDED) for days in (20, 40)}
+    for days, job in jobs.items():
+        aged(store, settings, job, days)
+    forgotten: list[str] = []
+    retention = Retention(store, settings, lambda job: forgotten.append(job.id))
+    retention.apply(retention.due())
+    assert forgotten == [jobs[40].id]
+
+
 def test_a_removal_that_was_killed_is_ended_by_the_next(home: Path, store: JobStore) -> None:
     settings = lab_settings(home, keep_checkpoints_days=0)
     job = job_in(store, settings, State.SUCCEEDED)
@@ -111,17 +121,11 @@ def test_what_may_still_be_needed_stays(home: Path, store: JobStore) -> None:
     settings = lab_settings(home, keep_checkpoints_days=0, keep_logs_days=0)
     finished = [job_in(store, settings, State.FAILED) for _ in range(5)]
     retried, extended, judged, labelled, free = finished
-    probe = {
-        "kind": "evaluate",
-        "name": "probe",
-        "checkpoint": {"job": judged.id},
-        "data": {"train": "digits/train", "test": "digits/test", "image_size": 16},
-    }
     unfinished = [
         job_in(store, settings, State.RUNNING),
         job_in(store, settings, State.PAUSED, retry_of=retried.id),
         job_in(store, settings, State.QUEUED, extends=extended.id),
-        job_in(store, settings, State.QUEUED, of=parse_spec(probe)),
+        job_in(store, settings, State.QUEUED, of=evaluation(judged.id)),
     ]
     store.edit(labelled, actor="ana", labels={"keep": "for the paper"})
     for job in finished:
@@ -131,6 +135,26 @@ def test_what_may_still_be_needed_stays(home: Path, store: JobStore) -> None:
     Retention(store, settings).apply(due)
     for job in (*unfinished, retried, extended, judged, labelled):
         assert len(files(settings, job)) == 11, job.state
+
+
+def test_what_is_needed_since_the_look_stays(home: Path, store: JobStore) -> None:
+    settings = lab_settings(home, keep_checkpoints_days=0)
+    finished = [job_in(store, settings, State.FAILED) for _ in range(5)]
+    for job in finished:
+        aged(store, settings, job, 1000)
+    retried, judged, labelled, deleted, free = (store.get(job.id) for job in finished)
+    before = files(settings, free)
+    due = Retention(store, settings).due()
+    assert len(due) == 5
+    store.submit(new_job(retry_of=retried.id))
+    store.submit(new_job(of=evaluation(judged.id)))
+    store.edit(labelled, actor="ana", labels={"keep": ""})
+    store.hide(deleted, actor="ana")
+    Retention(store, settings).apply(due)
+    for job in (retried, judged, labelled, deleted):
+        assert files(settings, job) == before
+        assert "prune" not in [event.verb for event in store.events(job.id)]
+    assert len(files(settings, free)) == len(before) - 1
 
 
 def test_nothing_goes_unless_it_was_said(home: Path, store: JobStore) -> None:

@@ -88,6 +88,19 @@ class RunnerContract:
         wait_for(lambda: not psutil.pid_exists(pid), "the grandchild's end", 15)
         assert over(runner, job.submission_id).over
 
+    def test_forgets_what_is_over(self, runner: Runner, tmp_path: Path) -> None:
+        job = launch(HANG, tmp_path / "up")
+        runner.start(job)
+        wait_for((tmp_path / "up").exists, "the process", 60)
+        with pytest.raises(RunnerUnavailable):
+            runner.forget(job.submission_id)
+        assert runner.observe(job.submission_id).state is RunnerState.RUNNING
+        runner.stop(job.submission_id)
+        over(runner, job.submission_id)
+        for _ in range(2):
+            runner.forget(job.submission_id)
+            assert runner.observe(job.submission_id).state is RunnerState.ABSENT
+
     def test_stop_of_the_unknown(self, runner: Runner) -> None:
         runner.stop("stoplab-unknown")
 
@@ -117,6 +130,14 @@ class TestLocalRunner(RunnerContract):
         runner.start(job)
         runner.stop(job.submission_id)
         assert over(runner, job.submission_id) is RunnerState.STOPPED
+
+    def test_nothing_is_left_of_the_forgotten(self, tmp_path: Path) -> None:
+        runner = LocalRunner(tmp_path / "runner")
+        job = launch("print('all that it said')")
+        runner.start(job)
+        over(runner, job.submission_id)
+        runner.forget(job.submission_id)
+        assert list((tmp_path / "runner").iterdir()) == []
 
     def test_anothers_pid_is_not_ours(self, tmp_path: Path) -> None:
         runner = LocalRunner(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,11 @@ from support_store import (
     STRANGER,
     VIEWER,
     compare_spec,
+    finished,
     lab_settings,
-    new_job,
     open_store,
     run_spec,
+    running,
 )
 
 KEY = IdempotencyRecord("k", "a request")
@@ -58,15 +58,6 @@ def jobs(store: JobStore, settings: Settings, woken: list[int]) -> Jobs:
 @pytest.fixture
 def job(jobs: Jobs) -> Job:
     return jobs.submit(ANA, run_spec(), labels={"bar": "1"}, priority=2).job
-
-
-def running(store: JobStore, job: Job) -> Job:
-    job = store.move(job, State.STARTING, actor="x", attempt=1)
-    return store.move(job, State.RUNNING, actor="x")
-
-
-def finished(store: JobStore, job: Job, end: State = State.FAILED) -> Job:
-    return store.move(running(store, job), end, actor="x")
 
 
 class TestSubmit:
@@ -233,40 +224,6 @@ class TestRetryAndEdit:
     def test_a_single_run_has_no_limits(self, jobs: Jobs, job: Job) -> None:
         with pytest.raises(SpecError, match="limits"):
             jobs.edit(ANA, job.id, job.version, limits={"max_concurrent": 1})
-
-    def test_delete(self, jobs: Jobs, store: JobStore, settings: Settings, job: Job) -> None:
-        with pytest.raises(IllegalMove):
-            jobs.delete(ANA, job.id)
-        finished(store, job)
-        folder = settings.folders.job(job.id)
-        write_json(folder.result, {})
-        jobs.delete(ANA, job.id)
-        assert not folder.root.exists()
-        with pytest.raises(NotFound):
-            jobs.get(ANA, job.id)
-
-    def test_delete_waits_for_who_takes_the_runs_over(self, jobs: Jobs, store: JobStore) -> None:
-        first = jobs.submit(ANA, compare_spec(seeds=(0, 1))).job
-        finished(store, first)
-        more = jobs.extend(ANA, first.id, {"seeds": [2]}).job
-        with pytest.raises(IllegalMove, match=more.id):
-            jobs.delete(ANA, first.id)
-        assert jobs.get(ANA, first.id).id == first.id
-        running(store, more)
-        jobs.delete(ANA, first.id)
-
-    def test_what_never_started_has_nothing_to_take_over(self, jobs: Jobs, job: Job) -> None:
-        jobs.cancel(ANA, job.id)
-        again = jobs.retry(ANA, job.id).job
-        jobs.delete(ANA, job.id)
-        assert jobs.get(ANA, again.id).retry_of == job.id
-
-    def test_what_was_deleted_has_no_heirs(self, jobs: Jobs, store: JobStore, job: Job) -> None:
-        finished(store, job)
-        new = replace(new_job(), retry_of=job.id)
-        jobs.delete(ANA, job.id)
-        with pytest.raises(NotFound):
-            store.submit(new)
 
     def test_a_retry_has_the_limits_as_they_were_changed(self, jobs: Jobs, store: JobStore) -> None:
         job = running(store, jobs.submit(ANA, compare_spec(seeds=(0, 1))).job)

@@ -322,6 +322,7 @@ class TestDigest:
             {"compute": {"workers": 4, "cpus_per_worker": 2}},
             {"checkpoint": {"every_epochs": None, "keep": 1}},
             {"evals": []},
+            {"collapse": "stop"},
             {"data": {"train": "digits", "loader_threads": 8}},
             {"data": {"train": "digits", "eval": {"train": "a", "test": "b"}}},
         ],

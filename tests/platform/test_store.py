@@ -22,7 +22,7 @@ from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuer
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
 from support_invariants import keeps_its_spec, one_job, stays
-from support_store import new_job
+from support_store import evaluation, new_job
 
 KEY = IdempotencyRecord("key", "digest")
 
@@ -268,6 +268,16 @@ class TestEditing:
         assert store.list(JobQuery()).items == ()
         with pytest.raises(NotFound):
             store.get(job.id)
+
+    def test_who_evaluates_a_job_keeps_it(self, store: JobStore, job: Job) -> None:
+        for to in (State.STARTING, State.RUNNING, State.SUCCEEDED):
+            job = store.move(job, to, actor="x", attempt=1)
+        store.submit(new_job(of=evaluation(store.submit(new_job()).job.id)))
+        probe = store.submit(new_job(of=evaluation(job.id))).job
+        with pytest.raises(IllegalMove, match=probe.id):
+            store.hide(job, actor="ana")
+        store.move(probe, State.CANCELLED, actor="ana")
+        store.hide(job, actor="ana")
 
     def test_events_after(self, store: JobStore, job: Job) -> None:
         store.record(job.id, actor="x", verb="kill", message="why")

@@ -17,7 +17,7 @@ from stoplab_platform.errors import Conflict, IllegalMove, NotFound
 from stoplab_platform.jobs.models import IdempotencyRecord, Job, JobQuery
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
-from support_store import new_job, open_store
+from support_store import evaluation, new_job, open_store
 
 ROUNDS = 10
 
@@ -126,6 +126,25 @@ class TestTwoStores:
                 assert isinstance(hidden, IllegalMove)
                 assert store.get(job.id).version == job.version
                 assert store.get(heir.job.id).extends == job.id
+
+    def test_a_pruning_and_a_retry(self, store: JobStore, other: JobStore) -> None:
+        """It may lose files until somebody wants them, and not after."""
+        for _ in range(ROUNDS):
+            job = ended(store)
+            both(
+                lambda job=job: store.prune(job.id, actor="one", message="m", keep="keep"),
+                lambda job=job: other.submit(new_job(retry_of=job.id)),
+            )
+            assert not store.prune(job.id, actor="one", message="m", keep="keep")
+
+    def test_a_deletion_and_an_evaluation(self, store: JobStore, other: JobStore) -> None:
+        for _ in range(ROUNDS):
+            job = ended(store)
+            hidden, judge = both(
+                lambda job=job: store.hide(job, actor="one"),
+                lambda job=job: other.submit(new_job(of=evaluation(job.id))),
+            )
+            assert isinstance(judge, NotFound) == (hidden is None)
 
     def test_one_lease(self, store: JobStore, other: JobStore) -> None:
         for _ in range(ROUNDS):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -221,6 +224,48 @@ def test_a_line_that_a_kill_cut_off_is_dropped(
     resumed.metrics(2, {"train/loss": 2.0})
     resumed.close()
     assert points(store, only_run(store).info.run_id, "train/loss") == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("broken", ["start", "metrics"])
+def test_a_broken_line_is_passed_over(
+    folder: RunFolder, mlflow_uri: str, store: MlflowClient, broken: str
+) -> None:
+    tracker = SpoolTracker(folder, None)
+    tracker.start(IDENTITY, PARAMS)
+    tracker.metrics(1, {"train/loss": 1.0})
+    tracker.metrics(2, {"train/loss": 0.5})
+    tracker.close()
+    lines = folder.spool.read_text().splitlines(keepends=True)
+    torn = 0 if broken == "start" else 1
+    lines[torn] = lines[torn][:30] + lines.pop(torn + 1)
+    folder.spool.write_text("".join(lines))
+    resumed = SpoolTracker(folder, mlflow_uri)
+    resumed.start(IDENTITY, PARAMS)
+    resumed.metrics(3, {"train/loss": 0.25})
+    resumed.close()
+    found = points(store, only_run(store).info.run_id, "train/loss")
+    assert found[-1] == (3, 0.25)
+    assert (1, 1.0) not in found
+
+
+def test_a_full_disk_leaves_whole_lines(folder: RunFolder) -> None:
+    code = (
+        "import resource, signal, sys; from pathlib import Path;"
+        "from stoplab_platform.paths import RunFolder;"
+        "from stoplab_platform.tracking import SpoolTracker;"
+        "from support_mlflow import IDENTITY, PARAMS;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); folder = RunFolder(Path(sys.argv[1]));"
+        "t = SpoolTracker(folder, None); t.start(IDENTITY, PARAMS);"
+        "full = folder.spool.stat().st_size + 30; free = resource.RLIM_INFINITY\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (full, free))\n"
+        "try: t.metrics(1, {'train/loss': 1.0}); sys.exit('written')\n"
+        "except OSError: resource.setrlimit(resource.RLIMIT_FSIZE, (free, free))\n"
+        "t.metrics(2, {'train/loss': 0.5})\n"
+    )
+    here = str(Path(__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    subprocess.run([sys.executable, "-c", code, str(folder.root)], check=True, env=env)
+    assert [line.get("step") for line in said(folder)] == [None, 2]
 
 
 @pytest.mark.parametrize("known", ["nothing", "the run", "a part"])

@@ -43,6 +43,33 @@ def test_a_stream_that_no_override_touches_breaks_the_pairing(stream: str) -> No
     assert stream in reason
 
 
+def test_a_file_to_start_from_that_changed_meanwhile() -> None:
+    spec = comparison({"model.init_from": "/w.pth"})
+    one, two = ({"init_from": sha * 64} for sha in "ab")
+    assert certify(spec, {0: started(0, one, one), 1: started(1, one, one)})["passed"]
+    inside = certify(spec, {0: started(0, one, two)})
+    assert not inside["passed"]
+    assert inside["streams"]["init_from"] == "broken"
+    between = certify(spec, {0: started(0, one, one), 1: started(1, two, two)})
+    assert not between["passed"]
+    assert between["streams"]["init_from"] == "broken"
+    assert "deterministic began from other weights in some blocks" in between["reasons"][0]
+
+
+def test_an_arm_without_a_file_to_start_from() -> None:
+    spec = comparison(arms={"deterministic": {}, "stochastic": {"model.init_from": "/w.pth"}})
+    found = certify(spec, {0: started(0, {}, {"init_from": "a" * 64, "init": "other"})})
+    assert found["passed"]
+    assert found["streams"]["init"] == "seed-paired"
+
+
+def started(seed: int, one: dict[str, str], other: dict[str, str]) -> list[Cell]:
+    return [
+        finished("deterministic", seed, 0.5, certificate={**certificate(seed), **one}),
+        finished("stochastic", seed, 0.5, certificate={**certificate(seed), **other}),
+    ]
+
+
 def test_arms_that_change_the_masks_share_their_seed_only() -> None:
     spec = comparison(arms={"some": {}, "more": {"masking.target.count": 4}})
     cells = [

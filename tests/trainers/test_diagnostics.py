@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from stoplab_platform.specs import RunSpec
-from stoplab_trainers.diagnostics import masks_figure, position_stats
+from stoplab_trainers.diagnostics.masks import masks_figure
+from stoplab_trainers.diagnostics.noise import position_stats
 from stoplab_trainers.model.jepa import Jepa, build_model
 from support_models import case
 from support_runs import tiny

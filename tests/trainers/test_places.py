@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform.errors import CheckpointError, DataError, SettingsError
+from stoplab_platform.references import permitted
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
-from stoplab_trainers.checkpoint import permitted
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.evals.low_shot import read_list
 from support_shards import shard

@@ -90,12 +90,13 @@ def test_the_tracker_hears_how_a_run_at_its_limit_ended(home: Path, mlflow_uri: 
     assert run.info.status == "FAILED"
 
 
-def test_what_diverged_is_begun_anew(home: Path) -> None:
+@pytest.mark.parametrize("reason", ["DIVERGED", "COLLAPSED"])
+def test_what_is_spoilt_is_begun_anew(home: Path, reason: str) -> None:
     lab, spec = Home(home), tiny()
     old = lab.job(OLD).run("run")
     (old.checkpoints / "step-00000001").mkdir(parents=True)
     old.spool.write_text(json.dumps({"verb": "start", "tags": {}, "params": {}}) + "\n")
-    result = {"attempt": 1, "exit_code": 1, "outcome": "FAILED", "reason_code": "DIVERGED",
+    result = {"attempt": 1, "exit_code": 1, "outcome": "FAILED", "reason_code": reason,
               "finished_at": datetime.now(UTC).isoformat()}  # fmt: skip
     write_json(lab.job(OLD).result, result)
     adopt(retry_of(spec), lab)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from stoplab_platform.errors import CheckpointError
-from stoplab_platform.settings import Settings
-from stoplab_platform.specs.places import is_inside
+from stoplab_platform.paths import CHECKPOINT_MANIFEST as MANIFEST
+from stoplab_platform.paths import RunFolder
 
 log = logging.getLogger("stoplab.checkpoint")
 
 FORMAT = 1
-STATE, MANIFEST = "state.pt", "manifest.json"
+STATE = "state.pt"
 
 
 def save(
@@ -76,6 +76,17 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def meant(run: RunFolder, named: Path | None = None) -> Path:
+    """The checkpoint that was named, else the run's newest.
+
+    CheckpointError where there is none, or none is whole.
+    """
+    path = named or latest(run.checkpoints)
+    if path is None:
+        raise CheckpointError(f"no checkpoint in {run.root}")
+    return path
+
+
 def load(path: Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[str, Any]]:
     """Step and state of a checkpoint, on the CPU.
 
@@ -84,17 +95,23 @@ def load(path: Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[s
     fault = _fault(path)
     if fault is not None:
         raise CheckpointError(fault)
-    manifest = _manifest(path)
-    if identity is not None and manifest["identity"] != dict(identity):
+    told = manifest(path)
+    if identity is not None and told["identity"] != dict(identity):
         raise CheckpointError(
-            f"{path} belongs to {_spelled(manifest['identity'])}, "
+            f"{path} belongs to {_spelled(told['identity'])}, "
             f"this run is {_spelled(dict(identity))}"
         )
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path} holds what cannot be loaded: {error}") from error
-    return int(manifest["step"]), state
+    return int(told["step"]), state
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: format, step, identity, sha256 and size of its state."""
+    told: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    return told
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
@@ -112,7 +129,7 @@ def _write(draft: Path, step: int, tensors: dict[str, Any], identity: Mapping[st
         torch.save(tensors, file)
         file.flush()
         os.fsync(file.fileno())
-    manifest = {
+    told = {
         "format": FORMAT,
         "step": step,
         "identity": dict(identity),
@@ -120,7 +137,7 @@ def _write(draft: Path, step: int, tensors: dict[str, Any], identity: Mapping[st
         "size": (draft / STATE).stat().st_size,
     }
     with (draft / MANIFEST).open("w") as text:
-        json.dump(manifest, text, indent=1)
+        json.dump(told, text, indent=1)
         text.flush()
         os.fsync(text.fileno())
     _sync_folder(draft)
@@ -141,14 +158,6 @@ def _retain(folder: Path, step: int, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def permitted(place: str) -> Path:
-    """The folder that a spec names; CheckpointError outside of what the lab allows."""
-    path = Path(place)
-    if not is_inside(path, Settings().data_roots):
-        raise CheckpointError(f"{place} lies outside of what STOPLAB_DATA_ROOTS allows")
-    return path
-
-
 def _newest_first(folder: Path) -> Iterator[Path]:
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
     yield from sorted(found, key=_step_of, reverse=True)
@@ -161,22 +170,17 @@ def _step_of(path: Path) -> int:
 def _fault(path: Path) -> str | None:
     """Why a checkpoint cannot be trusted, None if it can."""
     try:
-        manifest = _manifest(path)
+        told = manifest(path)
         size = (path / STATE).stat().st_size
-        if size != manifest["size"]:
-            return f"{path / STATE} has {size} bytes, not {manifest['size']}"
-        if _sha256(path / STATE) != manifest["sha256"]:
+        if size != told["size"]:
+            return f"{path / STATE} has {size} bytes, not {told['size']}"
+        if _sha256(path / STATE) != told["sha256"]:
             return f"{path / STATE} does not match its checksum"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except (ValueError, KeyError) as error:
         return f"{path / MANIFEST} is no manifest: {error!r}"
     return None
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-    return manifest
 
 
 def _sha256(path: Path) -> str:

@@ -36,6 +36,7 @@ from stoplab_trainers.model.predictor import Predictor
 from stoplab_trainers.optim import build_optimizer, update_ema
 from stoplab_trainers.randomness import Noise
 from stoplab_trainers.recordings import Recording, Start, read, start
+from stoplab_trainers.weights.names import MASK_TOKEN, PREDICTOR, predictor_ours, renamed
 
 TOLERANCES = {
     "predictions": 1e-5,
@@ -118,9 +119,9 @@ def _rebuilt(recording: Recording, begin: Start, positions: PositionsSpec) -> Je
         ),
     )
     model.encoder.vit.load_state_dict(encoder)
-    own = {name.removeprefix("predictor_"): value for name, value in predictor.items()}
+    own = renamed(predictor, predictor_ours)
     if model.predictor.mask_token is None:
-        own.pop("mask_token", None)  # the authors' StoP holds one and never reads it
+        own.pop(MASK_TOKEN, None)  # the authors' StoP holds one and never reads it
     model.predictor.load_state_dict(own)
     return model
 
@@ -195,8 +196,8 @@ def _gradients(
 
 def _find(model: Jepa, target: Encoder, name: str) -> Tensor:
     """A parameter under the recording's name: the predictor's begin with their module's name."""
-    if name.startswith("predictor_") or name == "mask_token":
-        return model.predictor.get_parameter(name.removeprefix("predictor_"))
+    if name.startswith(PREDICTOR) or name == MASK_TOKEN:
+        return model.predictor.get_parameter(predictor_ours(name))
     if name.startswith("target."):
         return cast(nn.Module, target.vit).get_parameter(name.removeprefix("target."))
     return cast(nn.Module, model.encoder.vit).get_parameter(name.removeprefix("encoder."))

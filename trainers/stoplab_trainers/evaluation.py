@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 import torch
 
-from stoplab_platform.errors import CheckpointError, NotFound
+from stoplab_platform.errors import CheckpointError
 from stoplab_platform.paths import RunFolder, write_atomic
+from stoplab_platform.references import referred
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec, RunSpec, applied, load_spec
-from stoplab_platform.specs.evaluation import CheckpointRef
-from stoplab_platform.tracking import RunIdentity, SpoolTracker, client, flatten
+from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
 from stoplab_trainers import checkpoint
 from stoplab_trainers.hooks import spelled
 from stoplab_trainers.model.jepa import build_model
@@ -30,8 +29,9 @@ def evaluate_checkpoint(
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
     settings = Settings()
-    path = _checkpoint_path(spec.checkpoint, settings)
-    trained = _judged(spec, path)
+    found = referred(spec.checkpoint, settings)
+    path = checkpoint.meant(found.run, found.checkpoint)
+    trained = _judged(spec, found.run)
     step, state = checkpoint.load(path, identity=None)
     encoder = build_model(trained).encoder
     encoder.load_state_dict(state["target"])
@@ -72,34 +72,11 @@ def evaluate_checkpoint(
     return summary
 
 
-def _checkpoint_path(ref: CheckpointRef, settings: Settings) -> Path:
-    root = _named_folder(ref, settings)
-    if (root / "manifest.json").exists():
-        return root
-    newest = checkpoint.latest(RunFolder(root).checkpoints)
-    if newest is None:
-        raise CheckpointError(f"no checkpoint in {root}")
-    return newest
-
-
-def _named_folder(ref: CheckpointRef, settings: Settings) -> Path:
-    if ref.path is not None:
-        return checkpoint.permitted(ref.path)
-    if ref.job is not None:
-        return settings.folders.job(ref.job).run("run").root
-    assert ref.mlflow_run is not None, "a reference names one of the three"
-    tags = client(settings.tracking_uri).get_run(ref.mlflow_run).data.tags
-    job = tags.get("stoplab.job_id")
-    if job is None:
-        raise NotFound(f"MLflow run {ref.mlflow_run} carries no stoplab.job_id")
-    return settings.folders.job(job).run(tags.get("stoplab.cell", "run")).root
-
-
-def _judged(spec: EvaluationSpec, path: Path) -> RunSpec:
+def _judged(spec: EvaluationSpec, run: RunFolder) -> RunSpec:
     """The run behind the checkpoint, with this evaluation's data and protocols."""
-    trained = load_spec(path.parent.parent / "spec.yaml")
+    trained = load_spec(run.spec)
     if not isinstance(trained, RunSpec):
-        raise CheckpointError(f"{path} belongs to no pretraining run")
+        raise CheckpointError(f"{run.root} belongs to no pretraining run")
     data = spec.data.plain()
     size = data.pop("image_size")
     changes = {

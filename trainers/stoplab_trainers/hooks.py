@@ -77,6 +77,7 @@ class ProgressFile:
             "epoch": report.epoch,
             "eta_s": round((report.steps - report.step) * self._seconds, 1),
             "samples_per_s": round(run.spec.optim.batch_size / max(self._seconds, 1e-9), 1),
+            "warning": (read_json(self._folder.alarm) or {}).get("message"),
         }
         write_json(self._folder.progress, progress)
         if self._also:

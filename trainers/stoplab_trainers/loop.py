@@ -25,7 +25,7 @@ from stoplab_platform.specs import RunSpec
 from stoplab_trainers.data.loader import Batch, batches, normalise
 from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.shards import ShardSet
-from stoplab_trainers.diagnostics import position_stats
+from stoplab_trainers.diagnostics.noise import position_stats
 from stoplab_trainers.loss import penalty
 from stoplab_trainers.masking import TensorMasks, draw_masks
 from stoplab_trainers.model.jepa import Jepa

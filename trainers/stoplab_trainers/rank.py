@@ -22,9 +22,11 @@ from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
 from stoplab_trainers import checkpoint
-from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.shards import ShardSet
-from stoplab_trainers.diagnostics import masks_figure
+from stoplab_trainers.diagnostics.coverage import coverage
+from stoplab_trainers.diagnostics.masks import masks_figure
+from stoplab_trainers.diagnostics.probe import first_images
+from stoplab_trainers.diagnostics.watching import PICTURED, Watching, leave_pictures
 from stoplab_trainers.hooks import (
     Evaluating,
     OnScores,
@@ -38,6 +40,7 @@ from stoplab_trainers.hooks import (
 from stoplab_trainers.loop import Run, StepReport, World, precision, train
 from stoplab_trainers.pairing import PairingRecord
 from stoplab_trainers.scores import Final, Scores
+from stoplab_trainers.weights.start import start_from
 
 log = logging.getLogger("stoplab.train")
 
@@ -45,7 +48,6 @@ PRUNED = "PRUNED"
 """The intent of a stop that a sweep's scheduler decided."""
 PLAN_VERSION = 1
 SAMPLER_VERSION = 1
-PICTURED = 4  # images in masks.png
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Summary(BaseModel):
     certificate: dict[str, str]
     """Hashes of what it was fed, for pairing."""
     facts: dict[str, Any]
-    """Resolved precision, threads, device, data fingerprint, what judged it, versions."""
+    """Resolved precision, threads, device, data fingerprint, what judged it, versions, and the
+    sha256 of the weights it began from (`init_from`)."""
     run_digest: str
     """Identity of its weights."""
     weights_sha256: str
@@ -105,12 +108,12 @@ def run_rank(
     torch.set_num_threads(spec.compute.resolved_threads)
     settings = Settings()
     shards = ShardSet.open(spec.data.train, settings.folders.cache, spec.data.storage)
-    facts = _facts(spec, world, shards) | _descent(leg)
     run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
-    owner = {"run": spec.run_digest({"data": shards.fingerprint})}
-    saving = Saving(folder, owner)
-    _start(run, folder, owner, leg)
+    owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
+    given = _start(run, folder, owner, leg)
+    facts = _facts(spec, world, shards) | _descent(leg) | given
+    saving = Saving(folder, owner | given)
     stop_files = [file for file in (stop_file, folder.prune) if file]
     if world.rank > 0:
         train(run, [Stopping(stop_files, None)])
@@ -122,14 +125,16 @@ def run_rank(
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
         last, telling = Last(), ProgressFile(folder, on_progress)
+        watching = Watching(run, tracker, folder)
         stopping = Stopping(stop_files, saving, _fence(settings))
-        train(run, [last, Reporting(tracker), telling, *judging, saving, stopping])
+        train(run, [last, Reporting(tracker), watching, telling, *judging, saving, stopping])
         found = _judged(run, scores, folder, tracker)
+        leave_pictures(run, folder, tracker)
         weights = checkpoint.weights_sha256(_weights(run))
         tracker.tags({"stoplab.weights_sha256": weights})
         tracker.finish("FINISHED")
     summary = Summary(
-        metrics={**last.metrics, **found},
+        metrics={**last.metrics, **watching.metrics, **found},
         certificate=run.record.certificate(),
         facts=facts | (scores.facts() if scores else {}),
         run_digest=identity.run_digest,
@@ -231,30 +236,44 @@ def _descent(leg: Leg | None) -> dict[str, Any]:
     return {"until_epoch": leg.until_epoch, "after": after}
 
 
-def _start(run: Run, folder: RunFolder, owner: Mapping[str, str], leg: Leg | None) -> None:
+def _start(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -> dict[str, str]:
+    """Load what the run goes on from; `init_from`: sha256 of the weights it once began from.
+
+    A run that goes on has that from its checkpoint: another file may lie at that path by now.
+    """
     newest = checkpoint.latest(folder.checkpoints)
     if newest is not None:
-        run.load(*checkpoint.load(newest, identity=dict(owner)))
+        given = _given(newest)
+        run.load(*checkpoint.load(newest, identity=owner | given))
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     elif leg and leg.after:
-        given = checkpoint.latest(RunFolder(leg.after).checkpoints)
-        if given is None:
+        parent = checkpoint.latest(RunFolder(leg.after).checkpoints)
+        if parent is None:
             raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
-        run.load(*checkpoint.load(given, identity=None))
+        given = _given(parent)
+        run.load(*checkpoint.load(parent, identity=None))
         before = summary_of(RunFolder(leg.after))
         if before is None or before.steps != run.step:
-            raise CheckpointError(f"{given} is not the end of the run that {leg.after} holds")
+            raise CheckpointError(f"{parent} is not the end of the run that {leg.after} holds")
         log.info("goes on from %s at step %d", leg.after.name, run.step)
     elif run.spec.model.init_from:
-        _, state = checkpoint.load(checkpoint.permitted(run.spec.model.init_from), identity=None)
-        run.model.load_state_dict(state["model"])
-        run.target.load_state_dict(state["target"])
+        source = start_from(run.spec.model.init_from, run.model, run.target)
+        given = {"init_from": source.sha256}
         run.record = PairingRecord(run.model.state_dict())
-        log.info("weights from %s", run.spec.model.init_from)
+        log.info("weights from %s (%s)", run.spec.model.init_from, source.layout)
+    else:
+        given = {}
+    return given
+
+
+def _given(path: Path) -> dict[str, str]:
+    """What a checkpoint's run began from."""
+    told = checkpoint.manifest(path)["identity"]
+    return {"init_from": told["init_from"]} if "init_from" in told else {}
 
 
 def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:
-    """A tag to group by; the spec and a picture of its masks on real images, once."""
+    """A tag to group by; the spec, what its masks cover, and a picture of them, once."""
     # The scales behind a ratio differ from grid to grid.
     ratio = effective_ratio(spec.masking, spec.grid)
     tracker.tags({"stoplab.masking_ratio": f"{ratio:.2f}"})
@@ -263,12 +282,13 @@ def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: Spoo
         return
     write_atomic(folder.spec, spec.to_yaml())
     tracker.artifact(folder.spec)
-    images = [
-        whole(decode(shards.read(i)), spec.data.image_size)
-        for i in range(min(PICTURED, len(shards)))
-    ]
+    seen = coverage(spec)
+    tracker.metrics(0, seen.stats())
+    for fault in seen.faults():
+        log.warning("masks: %s", fault)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    masks_figure(spec, torch.stack(images), picture)
+    images = first_images(shards, spec.data.image_size, PICTURED)
+    masks_figure(spec, images, picture)
     tracker.artifact(picture)
 
 

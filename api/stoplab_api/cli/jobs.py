@@ -214,6 +214,7 @@ def _print_job(job: JobBody) -> None:
         else None,
         "attempt": status.attempt or None,
         "progress": _progress(job),
+        "warning": status.progress.warning if status.progress else None,
         "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),
         "owner": f"{job.owner} ({job.project})",
         "created": job.created_at,

@@ -26,11 +26,14 @@ def prune(dry_run: DryRun = False, as_json: AsJson = False) -> None:
     The API does the same once a day. Unfinished jobs, what they need, and results stay.
     """
     # The database's toolkit takes as long to import as all else that the command line needs.
+    from stoplab_api.app import default_runner
+    from stoplab_platform.attempts import Attempts
     from stoplab_platform.retention import Due, Retention
 
     settings = Settings()
     with opened(settings) as store:
-        retention = Retention(store, settings)
+        forget = Attempts(default_runner(settings), settings).forget
+        retention = Retention(store, settings, forget)
         due = retention.due()
         if not dry_run:
             retention.apply(due)

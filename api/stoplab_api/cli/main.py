@@ -11,6 +11,8 @@ from stoplab_api.cli import (
     demo,
     doctor,
     estimate,
+    export,
+    inspecting,
     jobs,
     keeping,
     lab,
@@ -38,6 +40,7 @@ def _calm() -> None:
 for command in (
     demo.demo, lab.up, lab.down, lab.status, doctor.doctor, lab.env,
     run.train, run.sweep, run.evaluate, estimate.estimate, submit.submit,
+    export.export, inspecting.inspect,
     keeping.events, keeping.prune, keeping.backup, keeping.restore,
 ):  # fmt: skip
     app.command()(command)

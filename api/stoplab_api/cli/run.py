@@ -67,7 +67,7 @@ def evaluate(
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The home, absolute; the MLflow of the home's lab, if it lives and no other is named.
+    """The home, absolute, and the MLflow of the home's lab.
 
     A Ray that the command starts answers on every address: the home's token guards it.
     """
@@ -76,10 +76,15 @@ def environment(settings: Settings) -> dict[str, str]:
         token = settings.folders.ray_token_file
         ensure_secret(token)
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    return env | lab_tracking(settings)
+
+
+def lab_tracking(settings: Settings) -> dict[str, str]:
+    """The address of the home's MLflow, if it lives and no other is named."""
     lab = local.find(settings.folders)
     if settings.mlflow_tracking_uri is None and lab is not None and lab.is_alive("mlflow"):
-        env["MLFLOW_TRACKING_URI"] = lab.place.url("mlflow")
-    return env
+        return {"MLFLOW_TRACKING_URI": lab.place.url("mlflow")}
+    return {}
 
 
 def _run(

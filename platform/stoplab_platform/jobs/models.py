@@ -35,6 +35,12 @@ class Scope(StrEnum):
     TOKENS_ADMIN = "tokens:admin"
 
 
+def evaluated(kind: str, spec: Mapping[str, Any]) -> str | None:
+    """The job whose weights a spec (plain data) evaluates, if it does."""
+    found: str | None = spec.get("checkpoint", {}).get("job") if kind == "evaluate" else None
+    return found
+
+
 @dataclass(frozen=True)
 class NewJob:
     """What a submit decides."""
@@ -50,6 +56,11 @@ class NewJob:
     priority: int = 0
     retry_of: str | None = None
     extends: str | None = None
+
+    @property
+    def evaluates(self) -> str | None:
+        """The job whose weights an evaluation reads."""
+        return evaluated(self.kind, self.spec)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class ReasonCode(StrEnum):
     RUN_ERROR = "RUN_ERROR"  # the run raised an error; trying again would raise it again
     DATA_MISSING = "DATA_MISSING"  # data that the spec names are not there
     DIVERGED = "DIVERGED"  # the loss is no number any more
+    COLLAPSED = "COLLAPSED"  # all features became the same, and its spec says to stop then
     WORKER_ERROR = "WORKER_ERROR"  # a process of the attempt was killed
     OOM = "OOM"  # the kernel or Ray killed it for memory
     GPU_OOM = "GPU_OOM"  # the GPU had no memory left

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, TextClause, delete, func, or_, select, update
+from sqlalchemy import TextClause, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from stoplab_platform.errors import Conflict, IllegalMove, KeyReused, NotFound
 from stoplab_platform.jobs.census import Census, census
 from stoplab_platform.jobs.database import Database, clock, retried
+from stoplab_platform.jobs.heirs import heir
 from stoplab_platform.jobs.listing import page, unfinished
 from stoplab_platform.jobs.models import (
     Event,
@@ -106,7 +107,7 @@ class JobStore(TokenStore):
                 earlier = _claim(session, new.project, new.owner, idempotency)
                 if earlier is not None:
                     return Submitted(job_value(earlier), replayed=True)
-            if (source := new.retry_of or new.extends) is not None:
+            for source in filter(None, (new.retry_of or new.extends, new.evaluates)):
                 _row(session, source, new.project, lock=True)  # it must not be deleted meanwhile
             row = new_row(new)
             session.add(row)
@@ -206,6 +207,19 @@ class JobStore(TokenStore):
             return job_value(row)
 
     @retried
+    def tell(self, job: Job, message: str, *, actor: str, verb: str) -> Job:
+        """What people are to know of a job that stays where it is, with an event."""
+        with self._database.writing() as session:
+            _guarded_update(session, job, {"message": message})
+            session.add(event_row(job.id, actor, verb, message=message))
+            return job_value(_row(session, job.id))
+
+    def is_current(self, job: Job) -> bool:
+        """Whether nobody has changed it since."""
+        with self._database.reading() as session:
+            return session.scalar(select(JobRow.version).where(JobRow.id == job.id)) == job.version
+
+    @retried
     def settle(self, job: Job) -> None:
         """Note that the tracker knows how the job ended; nothing when it moved on meanwhile."""
         with self._database.writing() as session:
@@ -219,7 +233,8 @@ class JobStore(TokenStore):
     def hide(self, job: Job, *, actor: str) -> None:
         """Take a finished job out of every list.
 
-        IllegalMove while it is not finished, or another job has still to take its runs over.
+        IllegalMove while it is not finished, or another job has still to take its runs over, or
+        evaluates them. `settled` begins anew: its folder has to go.
         """
         if job.state not in TERMINAL:
             raise IllegalMove(
@@ -228,15 +243,36 @@ class JobStore(TokenStore):
                 allowed=allowed_actions(job.state),
             )
         with self._database.writing() as session:
-            _guarded_update(session, job, {"hidden": True})
+            _guarded_update(session, job, {"hidden": True, "settled": job.attempt == 0})
             # Of a job that never started there is nothing to take over.
-            if job.attempt and (heir := session.scalar(_heirs(job.id).limit(1))):
+            if job.attempt and (other := heir(session, job.id)):
                 raise IllegalMove(
-                    f"{job.id} cannot be deleted yet: {heir} has still to take its runs over",
+                    f"{job.id} cannot be deleted yet: {other} has still to take its runs over, "
+                    "or evaluates them",
                     state=job.state,
                     allowed=allowed_actions(job.state, job.kind),
                 )
             session.add(event_row(job.id, actor, "delete"))
+
+    def heir(self, job_id: str) -> str | None:
+        """An unfinished job that may still need what this one has."""
+        with self._database.reading() as session:
+            return heir(session, job_id)
+
+    @retried
+    def prune(self, job_id: str, *, actor: str, message: str, keep: str) -> bool:
+        """An event that files of a job go; False, and none, where another job needs them.
+
+        Nor of one that was deleted, or has the label ``keep``. Who comes after it finds them gone.
+        """
+        with self._database.writing() as session:
+            row = session.get(JobRow, job_id, with_for_update=True)
+            if row is None or row.hidden or keep in {label.key for label in row.labels}:
+                return False
+            if heir(session, job_id):
+                return False
+            session.add(event_row(job_id, actor, "prune", message=message))
+            return True
 
     @retried
     def record(
@@ -325,15 +361,6 @@ def _row(
     if row is None or row.hidden or (project is not None and row.project != project):
         raise NotFound(f"no job {job_id}")
     return row
-
-
-def _heirs(job_id: str) -> Select[str]:
-    """Jobs that go on from this one, and have not taken its runs over yet."""
-    return select(JobRow.id).where(
-        or_(JobRow.retry_of == job_id, JobRow.extends == job_id),
-        JobRow.state.not_in(TERMINAL),
-        or_(JobRow.attempt == 0, JobRow.state == State.STARTING),
-    )
 
 
 def _guarded_update(session: Session, job: Job, values: Mapping[str, Any]) -> None:

@@ -67,5 +67,8 @@ class Runner(Protocol):
     def stop(self, submission_id: str) -> None:
         """Ask its processes to end (SIGTERM) and kill them soon after; does not wait."""
 
+    def forget(self, submission_id: str) -> None:
+        """Drop what is kept of a submission; RunnerUnavailable while that may live."""
+
     def alive(self) -> bool:
         """Whether the runner would take a start now; never raises."""

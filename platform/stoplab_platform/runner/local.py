@@ -76,6 +76,17 @@ class LocalRunner:
         killer.daemon = True
         killer.start()
 
+    def forget(self, submission_id: str) -> None:
+        """Remove its file, its log and its lock."""
+        found = self._known(submission_id)
+        if found is not None and _process(found) is not None:
+            raise RunnerUnavailable(f"{submission_id} still lives")
+        record = self._record(submission_id)
+        for path in (record, record.with_suffix(".log"), record.with_suffix(".lock")):
+            path.unlink(missing_ok=True)
+        if found is not None:
+            self._codes.pop(found["pid"], None)
+
     def alive(self) -> bool:
         """Always: the machine is here."""
         self._reap()

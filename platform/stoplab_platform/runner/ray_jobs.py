@@ -62,6 +62,12 @@ class RayJobsRunner:
         if not answer.is_success and answer.status_code != httpx.codes.NOT_FOUND:
             raise RunnerUnavailable(f"Ray stops nothing: {_brief(answer)}")
 
+    def forget(self, submission_id: str) -> None:
+        """Delete it; Ray refuses that while it is not over."""
+        answer = self._ask("DELETE", f"/api/jobs/{submission_id}")
+        if not answer.is_success and answer.status_code != httpx.codes.NOT_FOUND:
+            raise RunnerUnavailable(f"Ray forgets nothing: {_brief(answer)}")
+
     def alive(self) -> bool:
         """Whether the dashboard answers and takes our token."""
         try:

@@ -57,7 +57,9 @@ class ModelSpec(Spec):
     """`published`: truncated normal, std 0.02. `small`: Xavier-uniform linears and patch
     embedding N(0, 1/fan_in), which tiny models need. Default published: I-JEPA code."""
     init_from: str | None = None
-    """Path or URL of a checkpoint to start from. Default null: random weights."""
+    """Weights to start from: a checkpoint or a run's folder, a checkpoint file of the I-JEPA or
+    StoP repositories, or an encoder in timm's names; path, or URL of a file. Default null: random
+    weights."""
 
     def sizes(self) -> VitSizes:
         """The encoder's sizes after overrides; ValueError where they are not known."""

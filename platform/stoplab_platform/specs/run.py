@@ -25,6 +25,7 @@ FieldName = Annotated[str, Field(max_length=200)]
 """A dotted path into a RunSpec."""
 WEIGHTLESS = (
     "kind", "spec_version", "name", "tracking", "checkpoint", "evals", "compute", "limits",
+    "collapse",
 )  # fmt: skip
 MOST_PATCHES = 128
 """Patches along one side of an image: attention over more is out of reach."""
@@ -132,6 +133,9 @@ class RunSpec(Spec):
     """When to save."""
     tracking: TrackingSpec = TrackingSpec()
     """Where the run appears."""
+    collapse: Literal["warn", "stop", "off"] = "warn"
+    """When the features collapse (less than a tenth of an untrained encoder's spread or rank is
+    left): `warn` in the log and on the run, `stop` it as failed, or `off`. Default warn."""
     limits: JobLimits = JobLimits()
     """Where the job ends unfinished; its last checkpoint is kept. In a study: the study's own."""
 

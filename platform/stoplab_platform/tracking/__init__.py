@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from stoplab_platform.tracking.base import RunIdentity, Tracker, flatten
 from stoplab_platform.tracking.memory import MemoryTracker
-from stoplab_platform.tracking.mlflow_runs import client, create_parent, finish_runs
+from stoplab_platform.tracking.mlflow_runs import (
+    answers,
+    client,
+    create_parent,
+    finish_runs,
+    tags_of,
+)
 from stoplab_platform.tracking.sender import drain, sent_run_id
 from stoplab_platform.tracking.series import Point, finite, read_last, read_series, thinned
 from stoplab_platform.tracking.spool import SpoolTracker
@@ -19,6 +25,7 @@ __all__ = [
     "RunIdentity",
     "SpoolTracker",
     "Tracker",
+    "answers",
     "client",
     "create_parent",
     "drain",
@@ -28,5 +35,6 @@ __all__ = [
     "read_last",
     "read_series",
     "sent_run_id",
+    "tags_of",
     "thinned",
 ]

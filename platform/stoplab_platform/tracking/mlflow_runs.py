@@ -68,6 +68,16 @@ def client(uri: str) -> MlflowClient:
             return MlflowClient(tracking_uri=uri)
 
 
+def answers(uri: str) -> bool:
+    """Whether the store at ``uri`` answers at all."""
+    try:
+        with _answers():
+            client(uri).search_experiments(max_results=1)
+    except TrackerUnavailable:
+        return False
+    return True
+
+
 def create_parent(uri: str, identity: RunIdentity, params: Mapping[str, Any]) -> Opened:
     """A study's own run, made unless it is there, with the study's runs below it.
 
@@ -117,6 +127,14 @@ def last_values(uri: str, run_id: str) -> Mapping[str, float]:
     store = client(uri)
     with _answers():
         found: Mapping[str, float] = store.get_run(run_id).data.metrics
+    return found
+
+
+def tags_of(uri: str, run_id: str) -> Mapping[str, str]:
+    """A run's tags. Raises TrackerUnavailable, TrackerRefused where there is no such run."""
+    store = client(uri)
+    with _answers():
+        found: Mapping[str, str] = store.get_run(run_id).data.tags
     return found
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from stoplab_platform.errors import TrackerRefused, TrackerUnavailable
 from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.tracking.lines import whole_lines
 from stoplab_platform.tracking.mlflow_runs import Runs
 
 log = logging.getLogger("stoplab.tracking")
@@ -94,7 +95,9 @@ class Sender:
         if batch[0]["verb"] == "start":
             sent.run_id, sent.experiment_id = self._runs.open(batch[0])
             return
-        assert sent.run_id is not None, "a spool begins with its start"
+        if sent.run_id is None:
+            log.error("%s is passed over: the spool's start is broken", batch[0]["verb"])
+            return
         try:
             self._runs.apply(sent.run_id, batch)
         except TrackerRefused as refused:
@@ -110,16 +113,16 @@ def _batches(data: bytes, offset: int) -> Iterator[tuple[list[dict[str, Any]], i
     """Runs of metrics lines, and single other lines, each with the offset where it ends."""
     batch: list[dict[str, Any]] = []
     size = 0
-    for raw in data.splitlines(keepends=True):
-        if not raw.endswith(b"\n"):
-            break
-        line = json.loads(raw)
+    for line, length in whole_lines(BytesIO(data)):
+        if line is None:
+            offset += length
+            continue
         points = len(line["values"]) if line["verb"] == "metrics" else MOST_METRICS
         if batch and size + points > MOST_METRICS:
             yield batch, offset
             batch, size = [], 0
         batch.append(line)
         size += points
-        offset += len(raw)
+        offset += length
     if batch:
         yield batch, offset

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from stoplab_platform.errors import TrackerUnavailable
 from stoplab_platform.paths import RunFolder, read_json
+from stoplab_platform.tracking.lines import whole_lines
 from stoplab_platform.tracking.mlflow_runs import history, last_values
 
 Source = Literal["mlflow", "spool"]
@@ -115,9 +115,6 @@ def _spooled(folder: RunFolder, offset: int) -> Iterator[tuple[int, dict[str, fl
         return
     with file:
         file.seek(offset)
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                return  # it is being written
-            line: dict[str, Any] = json.loads(raw)
-            if line["verb"] == "metrics":
+        for line, _ in whole_lines(file):
+            if line is not None and line["verb"] == "metrics":
                 yield line["step"], line["values"], line["at"]

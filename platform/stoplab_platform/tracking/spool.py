@@ -2,7 +2,8 @@
 
 Lines: `start` (identity, tags, params), `resume` (tags), `metrics` (step, values), `tags`,
 `artifact`, `finish`; each has `at`, milliseconds since 1970. A line without its newline was cut
-off by a kill; it has never been sent, and the next writer removes it.
+off by a kill; it has never been sent, and the next writer removes it. One that is broken all the
+same is passed over by whoever reads.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking.base import RunIdentity, Status, flatten
+from stoplab_platform.tracking.lines import whole_lines
 from stoplab_platform.tracking.sender import Sender, sent_run_id
 
 
@@ -82,9 +84,19 @@ class SpoolTracker:
     def _say(self, verb: str, **words: Any) -> None:
         assert self._started, "a run starts before it says anything"
         line = json.dumps({"at": int(time.time() * 1000), "verb": verb, **words})
-        self._file.write(line.encode() + b"\n")
+        self._write(line.encode() + b"\n")
         if self._pump is not None:
             self._pump.wake()
+
+    def _write(self, line: bytes) -> None:
+        """The whole line or nothing: what follows a part of one would be lost with it."""
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:  # a disk that fills up takes a part of it, and refuses the rest
+                line = line[self._file.write(line) :]
+        except OSError:
+            self._file.truncate(before)
+            raise
 
 
 class Pump:
@@ -127,20 +139,14 @@ class Pump:
 
 def _what_is_there(spool: Path) -> tuple[bool, dict[str, int]]:
     """Whether the run has started, and the last step of each metric; a torn end is cut off."""
-    started, last = False, dict[str, int]()
-    for line in _whole_lines(spool):
-        started = True
-        if line["verb"] == "metrics":
-            last.update(dict.fromkeys(line["values"], line["step"]))
-    return started, last
-
-
-def _whole_lines(spool: Path) -> Iterator[dict[str, Any]]:
+    started, last, end = False, dict[str, int](), 0
     if not spool.exists():
-        return
+        return started, last
     with spool.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
-            else:
-                os.truncate(spool, file.tell() - len(line))
+        for line, size in whole_lines(file):
+            end += size
+            if line is not None and line["verb"] == "metrics":
+                last.update(dict.fromkeys(line["values"], line["step"]))
+            started = started or (line is not None and line["verb"] == "start")
+    os.truncate(spool, end)
+    return started, last

@@ -84,6 +84,25 @@ def local_shards(
     return [LocalShard(name, path) for name, path in zip(names, plain, strict=True)]
 
 
+def local_copy(place: str, cache: Path) -> Path:
+    """A file or folder of this machine; a URL's file as its copy in the cache.
+
+    Raises DataError for what is not allowed, DataMissing for what is not there.
+    """
+    settings = Settings()
+    if why := why_refused(place, None, settings.data_schemes):
+        raise DataError(why)
+    path = _fetched(place, cache, {}).expanduser()
+    roots = None if settings.data_roots is None else [*settings.data_roots, cache]
+    if not is_inside(path, roots):
+        raise DataError(f"{place} lies outside of what STOPLAB_DATA_ROOTS allows")
+    if not path.exists():
+        raise DataMissing(f"{place} does not exist")
+    if path.is_relative_to(cache):
+        _note_use(path)
+    return path
+
+
 def _note_use(path: Path) -> None:
     """For who keeps the cache small: many file systems do not note it by themselves."""
     with suppress(OSError):  # somebody else's file, or one that may only be read

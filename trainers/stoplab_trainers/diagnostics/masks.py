@@ -1,4 +1,4 @@
-"""What the noise does to positions, in numbers; what the masks hide, in a picture."""
+"""What the masks hide, in a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -14,39 +14,9 @@ from torch import Tensor
 
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers.masking import TensorMasks, draw_masks
-from stoplab_trainers.model.jepa import Jepa
-from stoplab_trainers.model.positions import position_step
 
 DIMMED = 0.2  # brightness of a patch that is not shown
 INCHES = 1.6  # side of one picture
-
-
-@torch.no_grad()
-def position_stats(
-    model: Jepa, spec: RunSpec, features: Float[Tensor, "n d"] | None = None
-) -> dict[str, float]:
-    """How strong the noise is; 0 for positions that take none, but for ||A||.
-
-    - ``stop/a_norm``: Frobenius norm of the context projection A.
-    - ``stop/noise_to_signal``: rms of the noise over rms of A s, for ``features`` s (tokens of
-      unit variance where none are given), both per channel.
-    - ``stop/displacement_patches``: rms length of the noise over the distance in the position
-      table between two neighbours; about 1.15 in the published ViT-B at its start.
-    """
-    predictor = model.predictor
-    tied, noise = predictor.embed.weight, predictor.noise
-    matrix = noise.matrix(tied)
-    gain = tied.shape[0] ** 0.5 if matrix is None else float(matrix.norm())
-    length = noise.noise_std * gain
-    if features is None:
-        signal = float(tied.norm())
-    else:
-        signal = float((features.float() @ tied.T.float()).square().sum(dim=1).mean().sqrt())
-    return {
-        "stop/a_norm": float(tied.norm()),
-        "stop/noise_to_signal": length / max(signal, 1e-12),
-        "stop/displacement_patches": length / position_step(spec.model.predictor.width),
-    }
 
 
 def masks_figure(spec: RunSpec, images: UInt8[Tensor, "n 3 h w"], path: Path) -> None:

@@ -1,0 +1,153 @@
+"""`stoplab inspect` as a process of its own, on runs of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from stoplab_platform.errors import SpecError
+from stoplab_platform.exits import Exit
+from stoplab_platform.paths import Home, JobFolder, RunFolder, read_json, write_atomic
+from stoplab_trainers import checkpoint, inspecting
+from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.launch import execute
+from stoplab_trainers.loop import Run
+from support_runs import identity, tiny
+
+PICTURES = {"masks.png", "coverage.png", "positions.png", "predictions.png", "history.png"}
+JOB = "j_inspected"
+
+
+def saved(run: RunFolder, cache: Path, **changes: Any) -> Path:
+    """A run's folder as it is before its first step; the checkpoint's path."""
+    spec = tiny(evals=[], **changes)
+    torch.set_num_threads(1)
+    begun = Run(spec, ShardSet.open("digits", cache))
+    write_atomic(run.spec, spec.to_yaml())
+    return checkpoint.save(run.checkpoints, step=0, tensors=begun.state(), identity={}, keep=1)
+
+
+@pytest.fixture
+def job(home: Path) -> JobFolder:
+    """A job with a checkpoint, and no history."""
+    folder = Home(home).job(JOB)
+    saved(folder.run("run"), home / "cache")
+    write_atomic(folder.spec, tiny(evals=[]).to_yaml())
+    return folder
+
+
+def inspect(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`stoplab inspect`, as a user starts it."""
+    command = [sys.executable, "-m", "stoplab_api.cli.main", "inspect", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ})
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a PNG that shows something."""
+    with Image.open(path) as picture:
+        return picture.format == "PNG" and len(picture.convert("L").getcolors() or ()) > 10
+
+
+class TestCommand:
+    def test_a_jobs_pictures_page_and_numbers(self, home: Path, tmp_path: Path) -> None:
+        spec = tiny(evals=[], optim__epochs=1)
+        execute(spec, Home(home).job(JOB).run("run"), identity())
+        write_atomic(Home(home).job(JOB).spec, spec.to_yaml())
+        done = inspect(JOB, "--draws", "4", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / f"inspect-{JOB}"
+        assert {path.name for path in folder.iterdir()} == PICTURES | {
+            "index.html", "diagnostics.json",
+        }  # fmt: skip
+        assert all(is_picture(folder / name) for name in PICTURES)
+        page = (folder / "index.html").read_text()
+        assert all(f'src="{name}"' in page for name in PICTURES)
+        assert "step 19" in page
+        numbers = read_json(folder / "diagnostics.json")
+        assert numbers["run"]["images"] == "the first of the run's own data"
+        assert numbers["absent"] == []
+        assert numbers["predictions"]["draws"] == 4
+        assert numbers["predictions"]["spread"] > 0
+        assert sum(numbers["landing"]["shares"][0]) == pytest.approx(1)
+        assert f"{numbers['noise']['stop/landing_stays']:.1%}" in done.stdout
+        assert str(Path(f"inspect-{JOB}") / "index.html") in done.stdout.splitlines()[-1]
+
+    def test_json_is_the_document(
+        self, job: JobFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        photographs = tmp_path / "photographs"
+        photographs.mkdir()
+        for number, pixels in enumerate(load_sample_images().images):
+            Image.fromarray(pixels).save(photographs / f"{number}.jpg")
+        words = ["--json", "--out", str(tmp_path / "x"), "--images", str(photographs)]
+        assert inspecting.main([str(next(job.run("run").checkpoints.iterdir())), *words]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told == read_json(tmp_path / "x" / "diagnostics.json")
+        assert told["run"]["images"] == f"{photographs}/0.jpg, {photographs}/1.jpg"
+        assert len(told["predictions"]["error_by_patch"]) == 2
+        assert [text.partition(":")[0] for text in told["absent"]] == [
+            "Over training", "Rank, spread and drift of features",
+        ]  # fmt: skip
+
+    def test_what_is_no_run_is_bad_input(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert inspecting.main(["j_nothing"]) == Exit.BAD_INPUT
+        assert capsys.readouterr().err.startswith("'j_nothing' is no folder, no job in ")
+
+
+class TestRuns:
+    def test_deterministic_positions_say_what_does_not_apply(
+        self, home: Path, tmp_path: Path
+    ) -> None:
+        run = Home(home).job(JOB).run("run")
+        saved(run, home / "cache", positions__kind="deterministic")
+        write_atomic(run.spool, json.dumps(
+            {"at": 1, "verb": "metrics", "step": 1, "values": {"stop/a_norm": 1.0}}
+        ) + "\n")  # fmt: skip
+        document, folder = inspecting.inspect_run(str(run.root), tmp_path / "out", [], 4)
+        assert {path.name for path in folder.glob("*.png")} == PICTURES - {"positions.png"}
+        assert document["history"] == {"stop/a_norm": [(1, 1.0)]}
+        assert "spectrum" not in document
+        assert document["predictions"]["spread"] is None
+        assert document["predictions"]["draws"] == 1
+        assert len(document["absent"]) == 2
+        page = (folder / "index.html").read_text()
+        assert "These positions take no noise" in page
+        assert "noise_to_signal" not in page  # its 0 is no measurement
+
+    def test_a_run_that_predicts_pixels(self, home: Path, tmp_path: Path) -> None:
+        run = Home(home).job(JOB).run("run")
+        random = {"kind": "random", "ratio": 0.5}
+        path = saved(run, home / "cache", objective={"kind": "mae"}, masking=random)
+        document, _ = inspecting.inspect_run(str(path), tmp_path / "out", [], 4)
+        assert document["predictions"]["error"] > 0
+        assert document["predictions"]["spread"] > 0
+
+    def test_without_the_runs_data_it_draws_on_sample_photographs(
+        self, job: JobFolder, tmp_path: Path
+    ) -> None:
+        run = job.run("run")
+        text = run.spec.read_text().replace("train: digits", f"train: {tmp_path}/gone-0.tar")
+        write_atomic(run.spec, text)
+        document, _ = inspecting.inspect_run(JOB, tmp_path / "out", [], 2)
+        assert "sample photographs" in document["run"]["images"]
+        assert "features" not in document
+        assert "history" not in document
+
+    @pytest.mark.parametrize(
+        ("images", "draws", "wrong"), [(40, 4, "40 were given"), (1, 1, "1 must be from 2")]
+    )
+    def test_too_much_is_refused(
+        self, job: JobFolder, tmp_path: Path, images: int, draws: int, wrong: str
+    ) -> None:
+        files = [tmp_path / "x.png"] * images
+        with pytest.raises(SpecError, match=wrong):
+            inspecting.inspect_run(JOB, tmp_path / "out", files, draws)

@@ -1,0 +1,1 @@
+"""Weights in and out: the authors' checkpoints, timm, safetensors, ONNX, MLflow models."""
