@@ -56,8 +56,10 @@ MUTATIONS = {
     "EMA before step": Mutation(
         "trainers/stoplab_trainers/loop.py",
         "    run.optimizer.step()\n"
-        "    update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n",
-        "    update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n"
+        "    if run.averages:\n"
+        "        update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n",
+        "    if run.averages:\n"
+        "        update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n"
         "    run.optimizer.step()\n",
         (19,),
     ),

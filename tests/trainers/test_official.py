@@ -72,6 +72,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.invariant(27)
 def test_their_weights_compute_the_same_here(prefix: str) -> None:
     state, plain = theirs(prefix=prefix), theirs()
     model, target = fresh(positions={"kind": "deterministic"})
@@ -90,6 +91,7 @@ def test_their_weights_compute_the_same_here(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, OFFICIAL, {"positions": {"kind": "deterministic"}}])
+@pytest.mark.invariant(27)
 def test_there_and_back_to_the_bit(changes: dict[str, Any]) -> None:
     model, target = fresh(seed=3, **changes)
     again, its_target = fresh(seed=4, **changes)
@@ -132,6 +134,7 @@ def test_the_recorded_reference_has_these_names() -> None:
     assert same(to_official(model, target)["predictor"], begin.predictor)
 
 
+@pytest.mark.invariant(27)
 def test_all_that_does_not_fit_is_told_at_once() -> None:
     state = theirs()
     state["encoder"]["cls_token"] = torch.zeros(1, 1, 24)

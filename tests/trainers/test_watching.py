@@ -146,6 +146,7 @@ class TestWatching:
 
 
 class TestCollapse:
+    @pytest.mark.invariant(24)
     def test_a_collapsing_run_says_so_once(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
