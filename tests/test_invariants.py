@@ -41,9 +41,8 @@ MUTATIONS = {
     "noise on context": Mutation(
         "trainers/stoplab_trainers/model/predictor.py",
         "        if self.noise.on_context:\n",
-        "        if noise.context is None and noise.masked is not None:\n"
-        "            unit = noise.masked[:, 0, :1]\n"
-        "            tokens = tokens + self.noise(unit, self.embed.weight)\n"
+        "        if self.noise.on_masked:\n"
+        "            tokens = tokens + self.noise(noise.masked[:, 0, :1], self.embed.weight)\n"
         "        if self.noise.on_context:\n",
         (10,),
     ),
