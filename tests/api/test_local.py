@@ -265,6 +265,7 @@ class TestRealLabs:
         assert new["api"] != old["api"]
         assert (new["ray"], new["mlflow"]) == (old["ray"], old["mlflow"])
 
+    @pytest.mark.slow
     def test_two_side_by_side(self, lab: Stoplab, tmp_path: Path) -> None:
         """At once; one of them in the foreground, ended by SIGTERM."""
         other = Stoplab(tmp_path / "other", tmp_path)

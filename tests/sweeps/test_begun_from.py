@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+import pytest
+
 from stoplab_platform.ledger import CellState, Ledger
 from stoplab_platform.paths import JobFolder
 from stoplab_sweeps.cells import Start, plan, run_cell, train
@@ -23,6 +25,7 @@ def weights(path: Path, seed: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_arms_that_began_from_unlike_files_at_one_path_are_no_pair(
     home: Path, tmp_path: Path, mlflow_uri: str
 ) -> None:

@@ -53,6 +53,7 @@ def other_masks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(masks, "draw", drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tamper", "stream", "whole"),
     [

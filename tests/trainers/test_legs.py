@@ -27,6 +27,7 @@ def test_two_legs_are_one_run(tmp_path: Path) -> None:
     assert len({whole.run_digest, half.run_digest, rest.run_digest}) == 3
 
 
+@pytest.mark.slow
 def test_a_leg_may_go_on_with_other_settings_and_is_resumed_by_its_own_checkpoint(
     tmp_path: Path,
 ) -> None:
