@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
-
 import pytest
+import torch
 
 from stoplab_platform.ledger import CellState, Ledger
 from stoplab_platform.paths import JobFolder
