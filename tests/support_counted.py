@@ -6,6 +6,7 @@ python -m support_counted SPEC.yaml      (with this folder on PYTHONPATH)
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from stoplab_sweeps.tuning import run_in_tune
 from stoplab_trainers.rank import Summary
 from support_studies import summary
 
-RUN_S = 0.5  # how long a run seems to train
+RUN_S = float(os.environ.get("COUNTED_RUN_S", "0.5"))  # how long a run seems to train
 EPOCHS = 4
 
 

@@ -94,9 +94,13 @@ def test_runs_that_fall_behind_end_early(tmp_path: Path, home: Path, kind: str) 
     assert "best: noise_std=3" in driver.log()
 
 
-def test_concurrency_changes_while_a_study_runs(tmp_path: Path, home: Path) -> None:
-    limits = {"max_concurrent": 1, "trials": 600}
-    spec = sweep(space={NOISE: {"grid": NOISES}}, replicates=100, limits=limits)
+def test_concurrency_changes_while_a_study_runs(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than a second worker takes to begin: Tune gives its run to the first one that is free.
+    monkeypatch.setenv("COUNTED_RUN_S", "20")
+    limits = {"max_concurrent": 1}
+    spec = sweep(space={NOISE: {"grid": NOISES}}, replicates=2, limits=limits)
     driver = counted(spec, tmp_path, home)
     process, most = driver.start(), 0
 
@@ -105,14 +109,14 @@ def test_concurrency_changes_while_a_study_runs(tmp_path: Path, home: Path) -> N
         most = max(most, driver.states().count("RUNNING"))
         return most
 
-    until(lambda: running() == 1 and driver.states().count("SUCCEEDED") >= 2, process)
+    until(lambda: running() == 1 and driver.states().count("SUCCEEDED") >= 1, process)
     assert most == 1
     write_json(driver.folder.limits, {"max_concurrent": 2})
     until(lambda: running() == 2, process)
     write_json(driver.folder.limits, {"max_concurrent": 2, "trials": 1})
     assert process.wait(200) == Exit.OK
     assert "runs did not start: limits.trials (1) is reached" in driver.log()
-    assert 2 < driver.states().count("SUCCEEDED") < 600
+    assert 2 < driver.states().count("SUCCEEDED") < 12
 
 
 def test_a_pruned_run_is_killed_in_mlflow_and_the_study_is_not(
