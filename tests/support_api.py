@@ -97,6 +97,11 @@ class Api:
             file.write(data)
 
 
+def with_(**changes: Any) -> dict[str, Any]:
+    """The spec of the tests with some of its fields changed."""
+    return {**SPEC, **changes}
+
+
 def secret(role: str) -> str:
     """A token's secret, known beforehand."""
     return f"stl_{role}_{'x' * 40}"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
+
+from stoplab_platform.errors import SpecError
+from stoplab_platform.specs import RunSpec, parse, parse_spec
 
 PRETRAIN = """
 kind: pretrain
@@ -88,3 +92,15 @@ def example(kind: str, **changes: Any) -> dict[str, Any]:
 def small(**changes: Any) -> dict[str, Any]:
     """The least that a pretraining spec needs, top-level fields replaced or added."""
     return {"kind": "pretrain", "name": "x", "data": {"train": "digits"}, **changes}
+
+
+def problems(data: Any) -> dict[str, str]:
+    """What is wrong with a spec, by dotted field; it must be refused."""
+    with pytest.raises(SpecError) as refused:
+        parse_spec(data)
+    return {problem.dotted: problem.message for problem in refused.value.problems}
+
+
+def run(**changes: Any) -> RunSpec:
+    """The small run with some fields changed."""
+    return parse(RunSpec, small(**changes))

@@ -9,17 +9,13 @@ import pytest
 
 from stoplab_api.bodies import JobListBody
 from stoplab_platform.jobs.states import State
-from support_api import COMPARE, SPEC, Api, running_api
+from support_api import COMPARE, Api, running_api, with_
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with running_api(tmp_path_factory.mktemp("home")) as running:
         yield running
-
-
-def with_(**changes: Any) -> dict[str, Any]:
-    return {**SPEC, **changes}
 
 
 @pytest.fixture(scope="module")

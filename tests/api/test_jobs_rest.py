@@ -11,17 +11,13 @@ from stoplab_api.bodies import DryRunBody, JobBody
 from stoplab_api.places import absolute_paths
 from stoplab_platform.jobs.states import State
 from stoplab_platform.paths import read_json, write_json
-from support_api import COMPARE, SPEC, Api, running_api
+from support_api import COMPARE, SPEC, Api, running_api, with_
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with running_api(tmp_path_factory.mktemp("home")) as running:
         yield running
-
-
-def with_(**changes: Any) -> dict[str, Any]:
-    return {**SPEC, **changes}
 
 
 class TestSubmit:

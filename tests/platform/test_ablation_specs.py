@@ -6,19 +6,8 @@ from typing import Any
 
 import pytest
 
-from stoplab_platform.errors import SpecError
-from stoplab_platform.specs import RunSpec, applied, parse, parse_spec
-from support_specs import small
-
-
-def problems(data: Any) -> dict[str, str]:
-    with pytest.raises(SpecError) as refused:
-        parse_spec(data)
-    return {problem.dotted: problem.message for problem in refused.value.problems}
-
-
-def run(**changes: Any) -> RunSpec:
-    return parse(RunSpec, small(**changes))
+from stoplab_platform.specs import RunSpec, applied, parse_spec
+from support_specs import problems, run, small
 
 
 def test_mae_predicts_all_that_is_masked() -> None:

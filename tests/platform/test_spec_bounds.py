@@ -12,11 +12,10 @@ import pytest
 import yaml
 
 from stoplab_platform.counting import count_images
-from stoplab_platform.errors import SpecError
 from stoplab_platform.estimates import estimate
 from stoplab_platform.resources import Resources
 from stoplab_platform.specs import RunSpec, load_spec, parse_spec
-from support_specs import example, small
+from support_specs import example, problems, small
 
 WIDE = {
     "kind": "multiblock",
@@ -25,12 +24,6 @@ WIDE = {
     "context": {"scale": [0.5, 1.0], "aspect": [0.1, 16.0]},
 }
 """Masks of very many sizes."""
-
-
-def problems(data: Any) -> dict[str, str]:
-    with pytest.raises(SpecError) as caught:
-        parse_spec(data)
-    return {problem.dotted: problem.message for problem in caught.value.problems}
 
 
 @contextmanager

@@ -22,19 +22,9 @@ from stoplab_platform.specs import (
     parse_spec,
 )
 from stoplab_platform.specs.positions import DeterministicPositions, StochasticPositions
-from support_specs import EXAMPLES, example, small
+from support_specs import EXAMPLES, example, problems, run, small
 
 FACTS = {"data": "f00d", "precision": "fp32"}
-
-
-def problems(data: Any) -> dict[str, str]:
-    with pytest.raises(SpecError) as refused:
-        parse_spec(data)
-    return {problem.dotted: problem.message for problem in refused.value.problems}
-
-
-def run(**changes: Any) -> RunSpec:
-    return parse(RunSpec, small(**changes))
 
 
 class TestStrictness:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +9,8 @@ from typing import Annotated
 import typer
 
 from stoplab_api.cli.completing import job_ids
-from stoplab_api.cli.run import lab_tracking
+from stoplab_api.cli.run import hand_over
 from stoplab_api.cli.show import AsJson, BadInput, reported
-from stoplab_platform.settings import Settings
 
 
 class To(StrEnum):
@@ -59,8 +55,4 @@ def export(
     words = [f"--to={to}", *(["--force"] if force else []), *(["--json"] if as_json else [])]
     words += [f"--out={out}"] if out else []
     words += [f"--cell={cell}"] if cell else []
-    settings = Settings()
-    env = {**os.environ, "STOPLAB_HOME": str(settings.home), **lab_tracking(settings)}
-    # A process of its own: it needs torch, which this one does without.
-    command = [sys.executable, "-P", "-m", "stoplab_trainers.export", *words, "--", run]
-    raise typer.Exit(subprocess.run(command, check=False, env=env).returncode)
+    hand_over("export", [*words, "--", run])

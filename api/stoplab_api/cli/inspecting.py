@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stoplab_api.cli.completing import job_ids
-from stoplab_api.cli.run import environment
+from stoplab_api.cli.run import hand_over
 from stoplab_api.cli.show import AsJson, reported
-from stoplab_platform.settings import Settings
 
 
 @reported
@@ -45,7 +41,4 @@ def inspect(
     words += [word for image in images or () for word in ("--images", str(image))]
     words += ["--out", str(out)] if out else []
     words += ["--json"] if as_json else []
-    # A process of its own: the pictures need torch, which this one does not import.
-    command = [sys.executable, "-P", "-m", "stoplab_trainers.inspecting", *words]
-    env = {**os.environ, **environment(Settings())}
-    raise typer.Exit(subprocess.run(command, env=env, check=False).returncode)
+    hand_over("inspecting", words)

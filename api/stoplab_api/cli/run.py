@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -77,6 +77,17 @@ def environment(settings: Settings) -> dict[str, str]:
         ensure_secret(token)
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     return env | lab_tracking(settings)
+
+
+def hand_over(module: str, words: list[str]) -> NoReturn:
+    """Run a command of the trainers for this home, and end as it does.
+
+    In a process of its own: it needs torch, which this one does without.
+    """
+    settings = Settings()
+    env = {**os.environ, "STOPLAB_HOME": str(settings.home), **lab_tracking(settings)}
+    command = [sys.executable, "-P", "-m", f"stoplab_trainers.{module}", *words]
+    raise typer.Exit(subprocess.run(command, check=False, env=env).returncode)
 
 
 def lab_tracking(settings: Settings) -> dict[str, str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stoplab_platform import masks
 from stoplab_platform.specs import RunSpec
+from stoplab_trainers.masking import draw_masks
 
 MOST_ROWS = 2048  # images whose masks are drawn
 MOST_STEPS = 64
@@ -56,17 +56,10 @@ def coverage(spec: RunSpec) -> Coverage:
     context, target = np.zeros(patches), np.zeros(patches)
     images, shortest = 0, patches
     for step in range(max(1, min(MOST_STEPS, MOST_ROWS // rows))):
-        drawn = masks.draw(
-            spec.masking,
-            spec.grid,
-            seed=spec.seed,
-            step=step,
-            batch_size=spec.optim.batch_size,
-            rows=slice(0, min(rows, MOST_ROWS)),
-        )
+        drawn = draw_masks(spec, step, slice(0, min(rows, MOST_ROWS)))
         hit = np.zeros((len(drawn.targets), patches), dtype=bool)
-        np.put_along_axis(hit, drawn.targets.reshape(len(hit), -1), True, axis=1)
-        context += np.bincount(drawn.context.ravel(), minlength=patches)
+        np.put_along_axis(hit, drawn.targets.flatten(1).numpy(), True, axis=1)
+        context += np.bincount(drawn.context.flatten().numpy(), minlength=patches)
         target += hit.sum(axis=0)
         images += len(hit)
         shortest = min(shortest, drawn.context.shape[1])
