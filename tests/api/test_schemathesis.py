@@ -39,6 +39,11 @@ def test_all_phases(api: ApiProcess) -> None:
     """Examples, every edge of the schema, random requests, and chains of them."""
     told = tried(api, "--max-examples", "40")
     assert requests_in(told) > 10_000
+
+
+@pytest.mark.slow
+def test_many_chains(api: ApiProcess) -> None:
+    """What one answer names is asked for next."""
     told = tried(api, "--phases", "stateful", "--max-examples", "400")
     assert re.search(r"API Links: +[1-9]\d+ covered", told)
 
