@@ -22,7 +22,6 @@ from stoplab_platform.specs import (
     EvaluationSpec,
     RunSpec,
     SweepSpec,
-    applied,
 )
 from stoplab_platform.specs.evals import Protocol
 from stoplab_platform.study_runs import number, shorter, variants
@@ -144,8 +143,7 @@ def _evaluation(
     hours = found = None
     facts = ["the checkpoint's run is not known here, so neither its size nor hours are told"]
     if trained is not None:
-        data = {"data.image_size": spec.data.image_size, "compute": spec.compute.plain()}
-        judged = applied(trained, data, RunSpec)
+        judged = spec.judged(trained).model_copy(update={"compute": spec.compute})
         found = rate(judged, known)
         parts = [count_images(spec.data.train), count_images(spec.data.test)]
         passes = _passes(judged, found, _shown(parts, spec.protocols))

@@ -59,11 +59,9 @@ def test_a_finished_job_can_be_evaluated_again(
         "kind": "evaluate",
         "name": "probe",
         "checkpoint": {"job": "j_train"},
-        "data": {
-            "train": "digits/train", "test": "digits/test", "val_fraction": 0.2, "image_size": 16,
-        },
+        "data": {"train": "digits/train", "test": "digits/test", "val_fraction": 0.2},
         "protocols": [{"kind": "knn"}],
-    }  # fmt: skip
+    }
     kept = set((home / "cache" / "features").glob("*.npy"))
     monkeypatch.setenv("STOPLAB_JOB_ID", "j_probe")
     assert main([written(tmp_path / "p.yaml", probe)]) == Exit.OK
@@ -73,3 +71,10 @@ def test_a_finished_job_can_be_evaluated_again(
     probed = read_json(JobFolder(home / "jobs" / "j_probe").run("run").summary)
     assert probed["metrics"]["test/knn_top1"] == trained["metrics"]["test/knn_top1"]
     assert probed["steps"] == trained["steps"]
+
+    # At another size: the table of positions is made for it, the rest is the same encoder.
+    monkeypatch.setenv("STOPLAB_JOB_ID", "j_larger")
+    larger = [written(tmp_path / "p.yaml", probe), "--set", "data.image_size=24"]
+    assert main(larger) == Exit.OK
+    seen = read_json(JobFolder(home / "jobs" / "j_larger").run("run").summary)["metrics"]
+    assert 0.2 < seen["test/knn_top1"] != probed["metrics"]["test/knn_top1"]

@@ -7,17 +7,18 @@ import time
 
 import torch
 
-from stoplab_platform.errors import CheckpointError
 from stoplab_platform.paths import RunFolder, write_atomic
 from stoplab_platform.references import referred
 from stoplab_platform.settings import Settings
-from stoplab_platform.specs import EvaluationSpec, RunSpec, applied, load_spec
+from stoplab_platform.specs import EvaluationSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
 from stoplab_trainers import checkpoint
 from stoplab_trainers.hooks import spelled
 from stoplab_trainers.model.jepa import build_model
 from stoplab_trainers.rank import Summary
 from stoplab_trainers.scores import Scores
+from stoplab_trainers.weights.fitting import Part, fill, fixed_tables
+from stoplab_trainers.weights.trained import open_trained
 
 log = logging.getLogger("stoplab.evaluate")
 
@@ -29,12 +30,11 @@ def evaluate_checkpoint(
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
     settings = Settings()
-    found = referred(spec.checkpoint, settings)
-    path = checkpoint.meant(found.run, found.checkpoint)
-    trained = _judged(spec, found.run)
-    step, state = checkpoint.load(path, identity=None)
-    encoder = build_model(trained).encoder
-    encoder.load_state_dict(state["target"])
+    found = open_trained(referred(spec.checkpoint, settings))
+    judged = spec.judged(found.spec)
+    encoder = build_model(judged).encoder
+    weights = found.target.state_dict()
+    fill([Part("encoder", encoder, weights, str, fixed_tables(encoder))])
     identity = RunIdentity(
         job_id=job_id,
         kind=spec.kind,
@@ -47,41 +47,27 @@ def evaluate_checkpoint(
     tracker = SpoolTracker(folder, settings.tracking_uri)
     try:
         tracker.start(identity, flatten(spec.plain()))
-        scores = Scores(trained, settings.folders.cache)
+        scores = Scores(judged, settings.folders.cache)
         final = scores.final(encoder)
         metrics = final.metrics
         final.leave(folder)
-        tracker.metrics(step, metrics)
+        tracker.metrics(found.step, metrics)
         tracker.tags({"stoplab.protocols": scores.protocols})
         tracker.artifact(folder.evaluation)
-        log.info("%s  %s", path, spelled(metrics))
+        log.info("%s  %s", found.path, spelled(metrics))
         tracker.finish("FINISHED")
     finally:
         tracker.close()
     summary = Summary(
         metrics=metrics,
         certificate={},
-        facts={"checkpoint": str(path), **scores.facts()},
+        facts={"checkpoint": str(found.path), **scores.facts()},
         run_digest="",
-        weights_sha256=checkpoint.weights_sha256(state["target"]),
+        weights_sha256=checkpoint.weights_sha256(weights),
         mlflow_run_id=tracker.run_id,
-        steps=step,
+        steps=found.step,
         elapsed_s=round(time.monotonic() - began, 3),
     )
     write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
     return summary
 
-
-def _judged(spec: EvaluationSpec, run: RunFolder) -> RunSpec:
-    """The run behind the checkpoint, with this evaluation's data and protocols."""
-    trained = load_spec(run.spec)
-    if not isinstance(trained, RunSpec):
-        raise CheckpointError(f"{run.root} belongs to no pretraining run")
-    data = spec.data.plain()
-    size = data.pop("image_size")
-    changes = {
-        "data.eval": data,
-        "data.image_size": size,
-        "evals": [protocol.plain() for protocol in spec.protocols],
-    }
-    return applied(trained, changes, RunSpec)

@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from stoplab_platform.errors import Problem
+from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec
 from stoplab_platform.specs.data import EvalDataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
 from stoplab_platform.specs.limits import JobLimits
-from stoplab_platform.specs.run import ComputeSpec, Name, TrackingSpec
+from stoplab_platform.specs.run import MOST_PATCHES, ComputeSpec, Name, RunSpec, TrackingSpec
 
 
 class CheckpointRef(Spec):
@@ -35,8 +35,8 @@ class CheckpointRef(Spec):
 class EvalImagesSpec(EvalDataSpec):
     """Labelled shards and the size they are shown at."""
 
-    image_size: int = Field(default=224, ge=4, le=4096)
-    """Side of the image (pixels). Default 224."""
+    image_size: int | None = Field(default=None, ge=4, le=4096)
+    """Side of the image (pixels); null: that of the run's training crops. Default null."""
 
 
 class EvaluationSpec(Spec):
@@ -68,3 +68,25 @@ class EvaluationSpec(Spec):
         names = [name for protocol in self.protocols for name in protocol.metrics()]
         if len(set(names)) != len(names):
             yield Problem(("protocols",), "each protocol may appear once")
+
+    def judged(self, trained: RunSpec) -> RunSpec:
+        """The run behind the checkpoint with this evaluation's images and protocols.
+
+        How it was trained is not asked again: masks that do not fit another size matter no more.
+        SpecError names what its encoder cannot do.
+        """
+        size, sizes = self.data.image_size or trained.data.image_size, trained.model.sizes()
+        problems = [
+            Problem(("protocols", *at), text)
+            for at, text in deeper_than(self.protocols, sizes.depth)
+        ]
+        if size % sizes.patch_size or not 2 <= size // sizes.patch_size <= MOST_PATCHES:
+            text = (
+                f"{size} must be a multiple of the encoder's patch size ({sizes.patch_size}), "
+                f"2 to {MOST_PATCHES} patches"
+            )
+            problems.append(Problem(("data", "image_size"), text))
+        if problems:
+            raise SpecError(problems)
+        data = trained.data.model_copy(update={"eval": self.data, "image_size": size})
+        return trained.model_copy(update={"data": data, "evals": self.protocols})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from stoplab_platform.errors import CheckpointError
 from stoplab_platform.paths import RunFolder, read_json
@@ -25,6 +26,7 @@ class Trained:
     Attributes:
         spec: what was run.
         folder: the run's.
+        path: the checkpoint's.
         step: steps that the weights have seen.
         model: the student.
         target: the EMA encoder: what the probes see, and what is exported.
@@ -34,6 +36,7 @@ class Trained:
 
     spec: RunSpec
     folder: RunFolder
+    path: Path
     step: int
     model: Jepa
     target: Encoder
@@ -81,7 +84,14 @@ def open_trained(found: Found) -> Trained:
     }
     provenance = {name: str(value) for name, value in known.items() if value}
     return Trained(
-        spec, found.run, step, model.eval(), target.eval(), final.get("metrics", {}), provenance
+        spec,
+        found.run,
+        path,
+        step,
+        model.eval(),
+        target.eval(),
+        final.get("metrics", {}),
+        provenance,
     )
 
 
