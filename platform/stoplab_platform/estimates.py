@@ -143,7 +143,7 @@ def _evaluation(
     hours = found = None
     facts = ["the checkpoint's run is not known here, so neither its size nor hours are told"]
     if trained is not None:
-        judged = spec.judged(trained).model_copy(update={"compute": spec.compute})
+        judged = spec.judged(trained)
         found = rate(judged, known)
         parts = [count_images(spec.data.train), count_images(spec.data.test)]
         passes = _passes(judged, found, _shown(parts, spec.protocols))

@@ -185,6 +185,11 @@ class TestAllProblemsAtOnce:
         }
         assert problems(example("evaluate", protocols=[])).keys() == {"protocols"}
 
+    def test_an_evaluation_is_one_process_with_whole_batches(self) -> None:
+        one = [{"kind": "linear_sgd", "batch_size": 1}]
+        data = example("evaluate", protocols=one, compute={"workers": 2})
+        assert problems(data).keys() == {"protocols.0.batch_size", "compute.workers"}
+
     def test_pointers_are_json_pointers_below_a_prefix(self) -> None:
         with pytest.raises(SpecError) as refused:
             parse_spec(small(tracking={"tags": {"a/b~c": 1}}))

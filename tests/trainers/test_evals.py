@@ -205,6 +205,17 @@ def test_logistic_regression_has_an_answer_for_any_features() -> None:
     torch.testing.assert_close(wide.weights[:, :4], wide.weights[:, 76:], atol=1e-4, rtol=1e-3)
 
 
+def test_a_weak_penalty_on_many_features_is_followed_to_its_optimum() -> None:
+    """More than two hundred iterations: a hundred classes, ten rows each, hardly held."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(100), 10)
+    rows = random.normal(size=(1000, 128)) + random.normal(size=(100, 128))[labels]
+    fit = fit_path(
+        torch.from_numpy(rows).float(), torch.from_numpy(labels), [400.0], intercept=False
+    )[0]
+    assert fit.slope < 3e-5
+
+
 def test_the_linear_probe_is_fitted_on_train_and_chosen_on_val(digits: Splits) -> None:
     """Against scikit-learn from end to end."""
     encoder = Patches()

@@ -84,7 +84,7 @@ def test_a_row_for_every_metric(digits: Splits) -> None:
     rows = scores(encoder, protocols, digits, on="test", seed=0, shown="init")
     assert [(row.protocol, row.version, row.name) for row in rows] == [
         ("knn", 3, "init/knn_top1"),
-        ("low_shot", 3, "init/low_shot_top1"),
+        ("low_shot", 4, "init/low_shot_top1"),
     ]
     for row in rows:
         assert row.n == 540
@@ -106,7 +106,7 @@ def test_a_run_leaves_its_scores(tmp_path: Path, shared_cache: Path) -> None:
     names = [f"{split}/{name}" for split in ("val", "test", "init", "pixels")
              for name in ("knn_top1", "linear_top1")]  # fmt: skip
     assert [row.name for row in rows] == names
-    assert judge.protocols == "knn/3 linear/3"
+    assert judge.protocols == "knn/3 linear/4"
     told = read_json(run.predictions)
     right = np.asarray(told["test/linear_top1"]) == np.asarray(told["labels"])
     (test,) = (row for row in rows if row.name == "test/linear_top1")

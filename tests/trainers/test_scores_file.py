@@ -9,6 +9,7 @@ from stoplab_platform.errors import Stopped
 from stoplab_platform.paths import read_lines, write_json
 from stoplab_platform.tracking import client
 from stoplab_platform.tracking.sender import sent_run_id
+from stoplab_trainers import checkpoint
 from stoplab_trainers.launch import execute
 from support_runs import folder, identity, tiny
 
@@ -41,6 +42,20 @@ def test_a_pruned_run_ends_at_once_and_says_so(tmp_path: Path, mlflow_uri: str) 
     assert tracked.info.status == "KILLED"
     assert tracked.data.tags["stoplab.pruned"] == str(stopped.value.step)
     assert not run.summary.exists()
+
+
+def test_a_run_that_ended_while_it_was_judged_catches_up(tmp_path: Path) -> None:
+    run, told = folder(tmp_path), list[int]()
+
+    def fail(epoch: int, values: Mapping[str, float]) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        execute(SPEC, run, identity(), on_scores=fail)
+    run.scores.unlink()  # as if it had ended before they were left
+    assert checkpoint.latest(run.checkpoints) is not None, "saved before it was judged"
+    execute(SPEC, run, identity(), on_scores=lambda epoch, _: told.append(epoch))
+    assert told == [1, 2, 3]
 
 
 @pytest.mark.ray

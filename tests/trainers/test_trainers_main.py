@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from stoplab_platform.exits import Exit
@@ -78,3 +79,7 @@ def test_a_finished_job_can_be_evaluated_again(
     assert main(larger) == Exit.OK
     seen = read_json(JobFolder(home / "jobs" / "j_larger").run("run").summary)["metrics"]
     assert 0.2 < seen["test/knn_top1"] != probed["metrics"]["test/knn_top1"]
+
+    if not torch.cuda.is_available():  # what it asks for is where it computes
+        monkeypatch.setenv("STOPLAB_JOB_ID", "j_gpu")
+        assert main([*larger, "--set", "compute.gpus_per_worker=1"]) == Exit.FAILED

@@ -14,6 +14,7 @@ from stoplab_platform.specs import EvaluationSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
 from stoplab_trainers import checkpoint
 from stoplab_trainers.hooks import spelled
+from stoplab_trainers.launch import device_of
 from stoplab_trainers.model.jepa import build_model
 from stoplab_trainers.rank import Summary
 from stoplab_trainers.scores import Scores
@@ -35,6 +36,7 @@ def evaluate_checkpoint(
     encoder = build_model(judged).encoder
     weights = found.target.state_dict()
     fill([Part("encoder", encoder, weights, str, fixed_tables(encoder))])
+    encoder.to(device_of(spec.compute))
     identity = RunIdentity(
         job_id=job_id,
         kind=spec.kind,
@@ -70,4 +72,3 @@ def evaluate_checkpoint(
     )
     write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
     return summary
-

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from stoplab_platform.errors import Fenced, Stopped
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
 from stoplab_platform.tracking import Tracker
 from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import Run, StepReport
@@ -95,24 +95,31 @@ class Evaluating:
 
     def __call__(self, run: Run, report: StepReport) -> None:
         """Evaluate what is due; the last epoch is left to the final evaluation."""
-        if not report.ends_epoch or report.step == report.steps:
-            return
-        due = [
-            protocol
-            for protocol in run.spec.evals
-            if protocol.every_epochs and (report.epoch + 1) % protocol.every_epochs == 0
-        ]
-        if due:
-            values = self._scores.of(run.target, due, on="val")
-            self._tracker.metrics(report.step, values)
-            log.info("epoch %d  %s", report.epoch, spelled(values))
-            self._leave(report, values)
-            if self._also:
-                self._also(report.epoch + 1, values)
+        if report.ends_epoch:
+            self._evaluate(run)
 
-    def _leave(self, report: StepReport, values: Mapping[str, float]) -> None:
+    def catch_up(self, run: Run) -> None:
+        """Evaluate the epoch that a run goes on after, if it ended before that was done."""
+        epochs = [line["epoch"] for line in read_lines(self._file)]
+        whole = run.step % run.plan.steps_per_epoch == 0
+        if run.step and whole and run.step // run.plan.steps_per_epoch not in epochs:
+            self._evaluate(run)
+
+    def _evaluate(self, run: Run) -> None:
+        epochs = run.step // run.plan.steps_per_epoch
+        due = [one for one in run.spec.evals if one.every_epochs and epochs % one.every_epochs == 0]
+        if not due or run.step == run.last_step:
+            return
+        values = self._scores.of(run.target, due, on="val")
+        self._tracker.metrics(run.step, values)
+        log.info("epoch %d  %s", epochs - 1, spelled(values))
+        self._leave(epochs, run.step, values)
+        if self._also:
+            self._also(epochs, values)
+
+    def _leave(self, epochs: int, step: int, values: Mapping[str, float]) -> None:
         """A line for a sweep's scheduler; a repeated epoch has a second line, which counts."""
-        line = {"epoch": report.epoch + 1, "step": report.step, "at": int(time.time() * 1000)}
+        line = {"epoch": epochs, "step": step, "at": int(time.time() * 1000)}
         with self._file.open("a") as file:
             file.write(json.dumps({**line, "values": values}) + "\n")
 

@@ -25,6 +25,7 @@ from stoplab_platform.errors import Fenced, StoplabError, Stopped
 from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
 from stoplab_platform.redaction import redacted
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.cluster import connected
 from stoplab_trainers.hooks import OnScores, Progress
@@ -35,6 +36,7 @@ log = logging.getLogger("stoplab")
 
 # Errors of the input or of our own code: they would only repeat themselves.
 HOPELESS = (StoplabError, ValueError, TypeError, LookupError, AssertionError)
+PATIENCE_S = 6 * 3600  # workers wait for the first one in an all-reduce while it evaluates
 WATCH_S = 3.0  # seconds between two looks at the workers' progress
 SCORES_S = 0.2  # seconds between two looks at their scores, where somebody decides by them
 
@@ -66,7 +68,7 @@ def execute(
         with _watched(folder, on_progress, on_scores):
             return _under_ray_train(spec, folder, identity, stop_file, leg)
     with rank_log(folder, 0):
-        world = World(device=_device(spec))
+        world = World(device=device_of(spec.compute))
         summary = run_rank(
             spec,
             folder,
@@ -101,8 +103,9 @@ def rank_log(folder: RunFolder, rank: int) -> Iterator[None]:
         handler.close()
 
 
-def _device(spec: RunSpec) -> torch.device:
-    if spec.compute.gpus_per_worker == 0:
+def device_of(compute: ComputeSpec) -> torch.device:
+    """Where a process computes; ValueError where the GPU it asks for is not there."""
+    if compute.gpus_per_worker == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("compute.gpus_per_worker asks for a GPU, and torch sees none here")
@@ -177,7 +180,7 @@ def _under_ray_train(
             scaling_config=ScalingConfig(
                 num_workers=compute.workers, use_gpu=on_gpu, resources_per_worker=resources
             ),
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=PATIENCE_S),
             run_config=RunConfig(
                 # A name of its own: Train would take a used one for a run to go on with.
                 name=f"{folder.root.name}-{uuid4().hex[:8]}",
@@ -212,7 +215,7 @@ def _worker(config: dict[str, Any]) -> None:
     _own_output(folder, rank)
     log.propagate = False  # Ray's own handler would write each line a second time
     spec = RunSpec.model_validate(config["spec"])
-    world = World(rank, get_context().get_world_size(), _device(spec))
+    world = World(rank, get_context().get_world_size(), device_of(spec.compute))
     stop_file = Path(config["stop_file"]) if config["stop_file"] else None
     with rank_log(folder, rank):
         try:

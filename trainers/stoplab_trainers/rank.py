@@ -111,6 +111,7 @@ def run_rank(
     run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
     owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
+    goes_on = folder.checkpoints.is_dir()
     given = _start(run, folder, owner, leg)
     facts = _facts(spec, world, shards) | _descent(leg) | given
     saving = Saving(folder, owner | given)
@@ -127,7 +128,10 @@ def run_rank(
         last, telling = Last(), ProgressFile(folder, on_progress)
         watching = Watching(run, tracker, folder)
         stopping = Stopping(stop_files, saving, _fence(settings))
-        train(run, [last, Reporting(tracker), watching, telling, *judging, saving, stopping])
+        for evaluating in judging if goes_on else ():
+            evaluating.catch_up(run)
+        # Saved before it is judged: what goes wrong there costs no step.
+        train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, folder, tracker)
         weights = checkpoint.weights_sha256(_weights(run))

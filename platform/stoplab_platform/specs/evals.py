@@ -62,7 +62,7 @@ class KnnEval(EvalSpec):
 class LinearEval(EvalSpec):
     """Multinomial logistic regression, its strength chosen on the validation split."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     kind: Literal["linear"]
     """Names this protocol."""
 
@@ -89,8 +89,8 @@ class LinearSgdEval(EvalSpec):
     """Of Nesterov's kind. Default 0.9."""
     weight_decay: float = Field(default=5e-4, ge=0, le=1)
     """On all but the BatchNorms. Default 5e-4."""
-    batch_size: Count = 256
-    """Images of a step. Default 256."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 256
+    """Images of a step, at least 2: BatchNorm needs several. Default 256."""
     augment: bool = True
     """Train on random resized crops, flipped half of the time; false: on whole images, whose
     features are computed once. Default true."""
@@ -116,7 +116,7 @@ class LinearSgdEval(EvalSpec):
 class LowShotEval(EvalSpec):
     """The linear probe on a small labelled part, mean over several draws."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     kind: Literal["low_shot"]
     """Names this protocol."""
     fraction: float | None = Field(default=None, gt=0, le=1)
@@ -164,6 +164,7 @@ class LocationEval(EvalSpec):
 class RobustnessEval(EvalSpec):
     """The linear probe on test images that are moved, or cropped more tightly."""
 
+    version: ClassVar[int] = 2
     kind: Literal["robustness"]
     """Names this protocol."""
     shift: int = Field(default=4, ge=1, le=1024)
@@ -254,7 +255,7 @@ Protocol = Annotated[
 
 
 def versioned(protocol: Protocol) -> str:
-    """The protocol's name with its version: `linear/3`."""
+    """The protocol's name with its version: `linear/4`."""
     return f"{protocol.kind}/{protocol.version}"
 
 

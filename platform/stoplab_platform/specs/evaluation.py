@@ -68,6 +68,9 @@ class EvaluationSpec(Spec):
         names = [name for protocol in self.protocols for name in protocol.metrics()]
         if len(set(names)) != len(names):
             yield Problem(("protocols",), "each protocol may appear once")
+        if self.compute.workers > 1:
+            text = f"{self.compute.workers}: an evaluation is one process; give 1"
+            yield Problem(("compute", "workers"), text)
 
     def judged(self, trained: RunSpec) -> RunSpec:
         """The run behind the checkpoint with this evaluation's images and protocols.
@@ -89,4 +92,5 @@ class EvaluationSpec(Spec):
         if problems:
             raise SpecError(problems)
         data = trained.data.model_copy(update={"eval": self.data, "image_size": size})
-        return trained.model_copy(update={"data": data, "evals": self.protocols})
+        changes = {"data": data, "evals": self.protocols, "compute": self.compute}
+        return trained.model_copy(update=changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,10 @@ def kept(path: Path, make: Callable[[], Features]) -> Features:
 def _read(path: Path) -> Features | None:
     try:
         found: Features = np.load(path, allow_pickle=False)
-    except (FileNotFoundError, EOFError, ValueError, OSError):
+    except (EOFError, ValueError, OSError):
         return None
-    os.utime(path)  # it was of use: others go first
+    with suppress(OSError):  # who makes room may have removed it just now
+        os.utime(path)  # it was of use: others go first
     return found
 
 

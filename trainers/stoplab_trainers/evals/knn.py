@@ -36,7 +36,8 @@ def knn(protocol: KnnEval, bank: Bank, on: On, seed: int) -> Outcome:
     def votes(part: On) -> dict[int, Labels]:
         train, labels = bank.features("train"), bank.labels("train")
         return bank.once(
-            ("knn", ks, part), lambda: knn_predict(train, labels, bank.features(part), ks)
+            ("knn", ks, part),
+            lambda: knn_predict(train, labels, bank.features(part), ks, bank.device),
         )
 
     if len(ks) == 1:
@@ -52,17 +53,22 @@ def knn(protocol: KnnEval, bank: Bank, on: On, seed: int) -> Outcome:
 
 
 def knn_predict(
-    train: Features, labels: Labels, judged: Features, ks: Sequence[int]
+    train: Features,
+    labels: Labels,
+    judged: Features,
+    ks: Sequence[int],
+    device: torch.device | str = "cpu",
 ) -> dict[int, Labels]:
     """Each judged row's class, by k: [n]. With fewer than k training rows all of them vote.
 
+    ``device``: where similarities are computed.
     Of equally near rows the first ones vote; of equal votes the lowest class wins.
     """
-    known, classes = _unit(train), torch.from_numpy(labels)
+    known, classes = _unit(train).to(device), torch.from_numpy(labels)
     num_classes = int(labels.max()) + 1
     found: dict[int, list[Labels]] = {k: [] for k in ks}
     for rows in torch.split(_unit(judged), max(1, SIMILARITIES // len(train))):
-        similarity, nearest = _nearest(rows @ known.T, ks)
+        similarity, nearest = (one.cpu() for one in _nearest(rows.to(device) @ known.T, ks))
         # exp(s - 1) in place of exp(s): the same ranking without huge numbers.
         weights, voted = ((similarity.double() - 1) / TEMPERATURE).exp(), classes[nearest]
         for k in ks:

@@ -29,8 +29,8 @@ def linear(protocol: LinearEval, bank: Bank, on: On, seed: int) -> Outcome:
     """Fitted on the training split; strength chosen on the validation split."""
     found = whole_probe(bank)
     predictions = found.predict(bank.features(on))
-    chosen = {"C": found.strength}
-    return told("linear_top1", predictions, bank.labels(on), chosen=chosen)
+    chosen, detail = {"C": found.strength}, {"slope": found.slope}
+    return told("linear_top1", predictions, bank.labels(on), chosen=chosen, detail=detail)
 
 
 def whole_probe(bank: Bank) -> Probe:
@@ -61,7 +61,7 @@ class Probe:
         if len(fits) > 1:
             val, truth = self._standardised(bank.features("val")), bank.labels("val")
             self._fit = max(fits, key=lambda fit: accuracy(fit.predict(val).numpy(), truth))
-        self.strength = self._fit.strength
+        self.strength, self.slope = self._fit.strength, self._fit.slope
 
     def predict(self, features: Features) -> Labels:
         """Each row's class: [n]."""

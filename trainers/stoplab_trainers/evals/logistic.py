@@ -7,6 +7,7 @@ to the principal axes and scaled by the loss's curvature at zero, which leaves L
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 1000
 NOTHING = 1e-7  # share of the largest variance below which an axis is rounding
 TOLERANCE = 1e-5  # of the mean loss's gradient, in the scaled coordinates
+MISSED = 1e-3  # a gradient that may change predictions: said in the log
+
+log = logging.getLogger("stoplab.evals")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Fit:
     strength: float
     weights: Float[Tensor, "classes d"]
     intercept: Float[Tensor, "classes 1"]
+    slope: float
+    """Largest entry of the gradient that was left, in the scaled coordinates."""
 
     def predict(self, features: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
         """The class with the highest score."""
@@ -58,9 +64,14 @@ def fit_path(
         penalty = 1 / (num_rows * strength)
         curvature = variances / num_classes + penalty
         scale = np.append(curvature.rsqrt().numpy(), 1.0)
-        solution = scale * _minimise(turned, labels, penalty, scale, solution / scale, intercept)
+        result = _minimise(turned, labels, penalty, scale, solution / scale, intercept)
+        solution = scale * result.x.reshape(solution.shape)
+        slope = float(np.abs(result.jac).max(initial=0.0))
+        if slope > MISSED:
+            log.warning("logistic regression at C = %g missed its optimum: %s (slope %.1e)",
+                        strength, result.message, slope)  # fmt: skip
         found = torch.from_numpy(solution).to(features.dtype)
-        fits.append(Fit(strength, found[:, :-1] @ axes.T, found[:, -1:]))
+        fits.append(Fit(strength, found[:, :-1] @ axes.T, found[:, -1:], slope))
     return fits
 
 
@@ -71,8 +82,8 @@ def _minimise(
     scale: NDArray[np.float64],
     start: NDArray[np.float64],
     intercept: bool,
-) -> NDArray[np.float64]:
-    """The optimum in coordinates divided by ``scale``: [classes, d + 1]."""
+) -> OptimizeResult:
+    """The optimum in coordinates divided by ``scale``: `x` has [classes, d + 1], in a row."""
     rows = torch.arange(len(labels))
 
     def loss_and_slope(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -90,12 +101,10 @@ def _minimise(
         total = float(loss) + penalty / 2 * float((weights[:, :-1] ** 2).sum())
         return total, (slopes * scale).ravel()
 
-    result = minimize(
+    return minimize(
         loss_and_slope,
         start.ravel(),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0.0, "maxcor": 20},
     )
-    solution: NDArray[np.float64] = result.x.reshape(start.shape)
-    return solution

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from stoplab_platform.errors import DataError
 from stoplab_platform.paths import read_json, write_json
 from stoplab_platform.scorebook import Score, Shown
 from stoplab_platform.specs.base import canonical_digest
@@ -141,6 +142,8 @@ def check_data(protocols: Sequence[Protocol], splits: Splits) -> None:
         if one.kind == "segmentation":
             for split in (splits.train, splits.val, splits.test):
                 split.masks(1)
+        if one.kind == "linear_sgd" and len(splits.train) < 2:
+            raise DataError("linear_sgd needs two labelled images or more to train on; here is one")
         if one.kind == "low_shot" and one.list is not None:
             listed_rows(Path(one.list), splits)
 
