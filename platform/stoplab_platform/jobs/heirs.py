@@ -31,5 +31,5 @@ def heir(session: Session, job_id: str, runs: Collection[str] = ()) -> str | Non
     specs = select(JobRow.id, JobRow.spec).where(JobRow.hidden.is_(False), unfinished, told)
     for other, spec in session.execute(specs):
         if other != job_id and reads(spec, job_id, runs):
-            return other
+            return str(other)
     return None

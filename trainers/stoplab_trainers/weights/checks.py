@@ -27,9 +27,10 @@ def translated(what: str, *others: type[Exception]) -> Iterator[None]:
 
     Errors of ours stay, and ``others``.
     """
+    known: tuple[type[Exception], ...] = (StoplabError, OSError, *others)
     try:
         yield
-    except (StoplabError, OSError, *others):
+    except known:
         raise
     except Exception as error:  # torch.export, torch.onnx, onnxruntime: each has its own
         said = next(iter(str(error).strip().splitlines()), "") or "no reason given"

@@ -49,11 +49,6 @@ class Trained:
         return renamed(self.target.state_dict(), encoder_theirs)
 
 
-def encoder_sha256(encoder: Encoder) -> str:
-    """The sha256 (hex) of an encoder's weights, in timm's names as they are exported."""
-    return checkpoint.weights_sha256(renamed(encoder.state_dict(), encoder_theirs))
-
-
 def open_trained(found: Found) -> Trained:
     """The run that a reference names, on the CPU.
 
@@ -80,7 +75,7 @@ def open_trained(found: Found) -> Trained:
         "stoplab_version": version("stoplab"),
         "spec_digest": spec.digest(),
         "run_digest": final.get("run_digest"),
-        "encoder_sha256": encoder_sha256(target),
+        "encoder_sha256": checkpoint.weights_sha256(renamed(target.state_dict(), encoder_theirs)),
         "job_id": _job_id(found.run),
         "cell": found.run.root.name if found.run.root.name != "run" else None,
         "mlflow_run_id": sent_run_id(found.run) or final.get("mlflow_run_id"),
