@@ -38,8 +38,9 @@ def adopt_cells(source: JobFolder, target: JobFolder) -> None:
     """Give a study the finished cells of the one it goes on from, so that it does not run them.
 
     The others come as if they had never begun: a search that draws as it goes knows its points
-    from the ledger alone, and would not come back to one that failed. The legs of a population
-    come with their checkpoints, from which the next ones go on.
+    from the ledger alone, and would not come back to one that failed. Finished ones bring their
+    checkpoints, for exports, evaluations and the next legs of a population: the other job may be
+    deleted.
     """
     cells = Ledger(source).cells()
     finished = _finished(cells)
@@ -49,8 +50,7 @@ def adopt_cells(source: JobFolder, target: JobFolder) -> None:
         before, after = source.run(cell.id), target.run(cell.id)
         for file in _kept(before):
             write_atomic(after.root / file.name, file.read_text())
-        if cell.generation is not None:
-            _link_checkpoints(before, after)
+        _link_checkpoints(before, after)
 
 
 def adopt_run(source: JobFolder, target: JobFolder, job: Job) -> None:
@@ -97,9 +97,9 @@ def _afresh(cell: Cell) -> Cell:
 
 
 def _kept(run: RunFolder) -> Iterator[Path]:
-    """What a report needs of a finished run."""
-    told = (run.summary, run.evaluation, run.predictions, run.scores, run.spool, run.spool_sent)
-    for file in told:
+    """What a report needs of a finished run, and who opens its weights."""
+    told = (run.spec, run.summary, run.evaluation, run.predictions, run.scores)
+    for file in (*told, run.spool, run.spool_sent):
         if file.exists():
             yield file
 

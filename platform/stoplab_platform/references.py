@@ -9,8 +9,8 @@ from pathlib import Path
 from stoplab_platform.errors import CheckpointError, NotFound, TrackerRefused
 from stoplab_platform.paths import CHECKPOINT_MANIFEST, JobFolder, RunFolder, is_plain_name
 from stoplab_platform.settings import Settings
-from stoplab_platform.specs.evaluation import CheckpointRef
 from stoplab_platform.specs.places import is_inside
+from stoplab_platform.specs.weights import CheckpointRef
 from stoplab_platform.tracking import tags_of
 from stoplab_platform.tracking.mlflow_runs import PARENT
 
@@ -34,13 +34,16 @@ def find(text: str, settings: Settings, cell: str | None = None) -> Found:
     """A run by a path (of a checkpoint, a run or a job), `JOB`, `JOB/CELL` or an MLflow run's id.
 
     ``cell`` chooses one of a study's runs. Raises NotFound, which lists a study's runs where none
-    was chosen; CheckpointError for a path that the lab does not allow; TrackerUnavailable.
+    was chosen; CheckpointError for a path that is neither the lab's own nor allowed by it;
+    TrackerUnavailable.
     """
     job, _, named = text.partition("/")
     if is_plain_name(job) and settings.folders.job(job).root.is_dir():
         return Found(_of_job(job, named or cell, settings))
     if Path(text).exists():
-        return _at(permitted(text), cell)
+        # Who types it reads the lab's own folders anyway; in a spec they are named by their job.
+        inside = is_inside(Path(text), [settings.folders.jobs])
+        return _at(Path(text) if inside else permitted(text), cell)
     if re.fullmatch("[0-9a-f]{32}", text):
         return Found(_of_mlflow(text, settings))
     raise NotFound(
@@ -53,7 +56,7 @@ def referred(ref: CheckpointRef, settings: Settings) -> Found:
     if ref.path is not None:
         return _at(permitted(ref.path), None)
     if ref.job is not None:
-        return Found(_of_job(ref.job, None, settings))
+        return Found(_of_job(ref.job, ref.cell, settings))
     assert ref.mlflow_run is not None, "a reference names one of the three"
     return Found(_of_mlflow(ref.mlflow_run, settings))
 
@@ -67,7 +70,7 @@ def permitted(place: str) -> Path:
 
 
 def _at(path: Path, cell: str | None) -> Found:
-    path = path.absolute()
+    path = path.resolve()  # of a step's folder the run's is two above, whatever was written
     if (path / CHECKPOINT_MANIFEST).exists():
         return Found(RunFolder(path.parent.parent), path)
     job = JobFolder(path)

@@ -22,6 +22,7 @@ from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import GONE, remove
 from stoplab_platform.rounds import Rounds
 from stoplab_platform.settings import Settings
+from stoplab_platform.tracking import sent_run_ids
 
 ACTOR = "retention"
 LABEL = "keep"
@@ -61,9 +62,7 @@ class Retention:
     def apply(self, items: Iterable[Due]) -> None:
         """Remove it, with an event for each job."""
         for item in items:
-            if item.job_id is not None and not self._store.prune(
-                item.job_id, actor=ACTOR, message=f"{item.kind}: {item.bytes} bytes", keep=LABEL
-            ):
+            if item.job_id is not None and not self._pruned(item.job_id, item):
                 continue  # somebody needs it since we looked
             for path in item.paths:
                 remove(path)
@@ -86,8 +85,17 @@ class Retention:
                 found += _found("checkpoints", job, [run.checkpoints for run in runs])
             if self._is_older(job, days[1]):
                 found += _found("logs", job, [folder.logs, *(run.logs for run in runs)])
-            if found and self._store.heir(job.id) is None:
+            if found and self._store.heir(job.id, sent_run_ids(folder)) is None:
                 yield from found
+
+    def _pruned(self, job_id: str, item: Due) -> bool:
+        return self._store.prune(
+            job_id,
+            actor=ACTOR,
+            message=f"{item.kind}: {item.bytes} bytes",
+            keep=LABEL,
+            runs=sent_run_ids(self._settings.folders.job(job_id)),
+        )
 
     def _of_the_cache(self) -> Iterator[Due]:
         """What was used longest ago, until the rest fits the budget."""

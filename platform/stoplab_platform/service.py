@@ -30,6 +30,7 @@ from stoplab_platform.jobs.views import job_view
 from stoplab_platform.paths import remove, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
+from stoplab_platform.tracking import sent_run_ids
 from stoplab_platform.trust import untrusted
 
 TRIES = 5  # against somebody else's move coming between
@@ -209,12 +210,12 @@ class Jobs:
     def delete(self, principal: Principal, job_id: str) -> None:
         """Hide a finished job and remove its folder; MLflow keeps its runs.
 
-        IllegalMove while a retry or an extension has not yet taken its runs over, or an
-        evaluation may read them.
+        IllegalMove while a retry or an extension has not yet taken its runs over, or another
+        job may read their weights.
         """
         job = self._own(principal, job_id)
-        self._store.hide(job, actor=principal.owner)
         folder = self._settings.folders.job(job.id)
+        self._store.hide(job, actor=principal.owner, runs=sent_run_ids(folder))
         if job.settled or not any(run.spool.exists() for run in folder.each_run()):
             with suppress(OSError):  # the settler does it again, and what has to wait
                 remove(folder.root)

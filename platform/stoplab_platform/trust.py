@@ -8,6 +8,7 @@ from typing import Any
 from stoplab_platform.errors import Problem
 from stoplab_platform.secret_store import Secrets, references, texts
 from stoplab_platform.settings import Settings
+from stoplab_platform.sources import named_jobs
 from stoplab_platform.specs.places import is_place, why_refused
 
 
@@ -22,9 +23,9 @@ def untrusted(
             yield Problem(path, why)
     if not settings.secrets_on_nodes:
         yield from _unknown_secrets(spec, Secrets(settings, project))
-    source = spec.get("checkpoint", {}).get("job") if spec["kind"] == "evaluate" else None
-    if source is not None and not has_job(source):
-        yield Problem(("checkpoint", "job"), f"no job {source}")
+    for path, source in named_jobs(spec):
+        if not has_job(source):
+            yield Problem(path, f"no job {source}")
 
 
 def _unknown_secrets(spec: dict[str, Any], secrets: Secrets) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Proof that a comparison's arms were pairs, and the name of the baseline they were held to.
+"""Proof that a comparison's arms were pairs.
 
 Each run hashes what it was really fed. Inside a block the hashes must agree, except for streams
 that the arms change on purpose: those only share their seed.
@@ -11,7 +11,6 @@ from typing import Any
 
 from stoplab_platform.ledger import Cell
 from stoplab_platform.specs import ComparisonSpec, RunSpec
-from stoplab_platform.specs.objective import IjepaObjective
 
 EQUAL, SEED_ONLY, BROKEN = "equal", "seed-paired", "broken"
 SHORT = 12  # characters of a hash that people see
@@ -49,25 +48,6 @@ def certify(spec: ComparisonSpec, blocks: Mapping[int, Sequence[Cell]]) -> dict[
         "blocks_checked": len(blocks),
         "reasons": reasons if blocks else ["no block has all of its arms yet"],
     }
-
-
-def baseline(run: RunSpec) -> str | None:
-    """Which named baseline a run's positions are: the YAMLs of trainers/configs/baselines.
-
-    `ijepa`: deterministic with the mask token, or stoplab's StoP at noise_std 0, which is the
-    same. `stop_sigma0`: the authors' StoP at noise 0. `official_off`: the authors' code with its
-    flag off, which has no mask token and is not I-JEPA. None: no baseline, as with other targets
-    or a learned table.
-    """
-    positions = run.positions
-    if run.objective != IjepaObjective(kind="ijepa") or positions.table == "learned":
-        return None
-    official = positions.parametrization == "official"
-    if positions.kind == "deterministic":
-        return "official_off" if official else "ijepa"
-    if positions.noise_std == 0:
-        return "stop_sigma0" if official else "ijepa"
-    return None
 
 
 REQUIRED = ("init", "samples", "masks")

@@ -14,8 +14,9 @@ from typing import Any
 
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.specs import ComparisonSpec
+from stoplab_platform.specs.baselines import baseline
 from stoplab_platform.specs.comparison import Spending
-from stoplab_sweeps.certificate import baseline, certify
+from stoplab_sweeps.certificate import certify
 from stoplab_sweeps.paired import difference, holm
 from stoplab_sweeps.per_image import Told, per_image
 from stoplab_sweeps.sequential import Look, look_at

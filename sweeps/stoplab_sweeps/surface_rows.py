@@ -10,10 +10,10 @@ from typing import Any
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.masks import effective_ratio
 from stoplab_platform.specs import RunSpec, SweepSpec
+from stoplab_platform.specs.baselines import baseline
 from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.specs.sweep import MASKING_RATIO
 from stoplab_sweeps.cells import judged_alike
-from stoplab_sweeps.certificate import baseline
 from stoplab_sweeps.importance import importance
 from stoplab_sweeps.space import run_at
 from stoplab_sweeps.surface import surface

@@ -136,7 +136,10 @@ class TestPaths:
             {
                 "kind": "compare",
                 "base": base,
-                "arms": {"x": {"data.train": "arm.tar", "data": {"eval": {"test": "t"}}}},
+                "arms": {
+                    "x": {"data.train": "arm.tar", "data": {"eval": {"test": "t"}}},
+                    "y": {"model.init_from": {"path": "w.pth"}},
+                },
                 "space": {"data.train": {"grid": ["one.tar", "digits"]}, "seed": {"grid": [1]}},
             },
             root,
@@ -146,6 +149,7 @@ class TestPaths:
         assert data["eval"] == {"train": "/root/lab/e", "val": None, "test": "digits/test"}
         assert moved["base"]["model"]["init_from"] == "/root/lab/ckpt"
         assert moved["arms"]["x"]["data.train"] == "/root/lab/arm.tar"
+        assert moved["arms"]["y"]["model.init_from"] == {"path": "/root/lab/w.pth"}
         assert moved["arms"]["x"]["data"]["eval"]["test"] == "/root/lab/t"
         assert moved["space"]["data.train"]["grid"] == ["/root/lab/one.tar", "digits"]
         assert moved["space"]["seed"] == {"grid": [1]}

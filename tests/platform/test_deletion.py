@@ -96,6 +96,24 @@ def test_delete_waits_for_who_evaluates_it(jobs: Jobs, store: JobStore, job: Job
     jobs.delete(ANA, job.id)
 
 
+@pytest.mark.parametrize("way", ["job", "path", "mlflow_run"])
+def test_delete_waits_for_who_starts_from_its_weights(
+    way: str, jobs: Jobs, store: JobStore, settings: Settings, job: Job
+) -> None:
+    finished(store, job, State.SUCCEEDED)
+    run = settings.folders.job(job.id).run("run")
+    write_json(run.spool_sent, {"run_id": "abc"})
+    named = {"job": job.id, "path": str(run.root), "mlflow_run": "abc"}
+    arms = {"a": {}, "b": {"model.init_from": {way: named[way]}}}
+    study = jobs.submit(ANA, compare_spec(arms=arms)).job
+    paused = jobs.pause(ANA, study.id)
+    for reader in (study, paused):
+        with pytest.raises(IllegalMove, match=f"{reader.id} .*reads its weights"):
+            jobs.delete(ANA, job.id)
+    jobs.cancel(ANA, study.id)
+    jobs.delete(ANA, job.id)
+
+
 def test_what_never_started_has_nothing_to_take_over(jobs: Jobs, job: Job) -> None:
     jobs.cancel(ANA, job.id)
     again = jobs.retry(ANA, job.id).job

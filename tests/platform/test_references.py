@@ -11,7 +11,7 @@ from stoplab_platform.errors import CheckpointError, NotFound
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.references import Found, find, referred
 from stoplab_platform.settings import Settings
-from stoplab_platform.specs.evaluation import CheckpointRef
+from stoplab_platform.specs.weights import CheckpointRef
 from stoplab_platform.tracking import create_parent
 from stoplab_platform.tracking.mlflow_runs import Runs
 from support_mlflow import IDENTITY
@@ -39,6 +39,16 @@ def test_a_jobs_only_run_by_every_name(home: Path) -> None:
     assert referred(CheckpointRef(path=str(newest)), settings) == Found(RunFolder(run), newest)
 
 
+def test_a_path_from_inside_a_steps_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(home, "j_1", "run") / "runs" / "run"
+    for step in ("step-00000003", "step-00000005"):
+        (run / "checkpoints" / step).mkdir(parents=True)
+        (run / "checkpoints" / step / "manifest.json").write_text("{}")
+    monkeypatch.chdir(run / "checkpoints" / "step-00000003")
+    other = run / "checkpoints" / "step-00000005"
+    assert find("../step-00000005", Settings()) == Found(RunFolder(run), other)
+
+
 def test_a_studys_run_has_to_be_chosen(home: Path) -> None:
     root = made(home, "j_2", "stochastic-s0", "deterministic-s0")
     settings = Settings()
@@ -54,6 +64,7 @@ def test_a_studys_run_has_to_be_chosen(home: Path) -> None:
         find("j_2/stochastic-s1", settings)
     with pytest.raises(NotFound, match="name one of its runs"):
         referred(CheckpointRef(job="j_2"), settings)
+    assert referred(CheckpointRef(job="j_2", cell="stochastic-s0"), settings) == expected
 
 
 def test_a_run_of_mlflow(home: Path, mlflow_uri: str) -> None:
@@ -81,3 +92,9 @@ def test_what_names_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("STOPLAB_DATA_ROOTS", str(tmp_path / "data"))
     with pytest.raises(CheckpointError, match="STOPLAB_DATA_ROOTS"):
         find(str(home), settings)
+    # What lies in the lab's own folders: by path for who types it, by its job for a spec.
+    run = home / "jobs" / "j_1" / "runs" / "run"
+    assert find(str(run), settings) == Found(RunFolder(run))
+    with pytest.raises(CheckpointError, match="STOPLAB_DATA_ROOTS"):
+        referred(CheckpointRef(path=str(run)), settings)
+    assert referred(CheckpointRef(job="j_1"), settings) == Found(RunFolder(run))

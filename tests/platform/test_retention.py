@@ -18,7 +18,7 @@ from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.paths import write_atomic
 from stoplab_platform.retention import Due, Keeper, Retention
 from stoplab_platform.settings import Settings
-from support_store import evaluation, lab_settings, new_job, open_store, wait_for
+from support_store import evaluation, lab_settings, new_job, open_store, run_spec, wait_for
 
 WAYS = {
     State.QUEUED: (),
@@ -119,9 +119,14 @@ def test_a_removal_that_was_killed_is_ended_by_the_next(home: Path, store: JobSt
 
 def test_what_may_still_be_needed_stays(home: Path, store: JobStore) -> None:
     settings = lab_settings(home, keep_checkpoints_days=0, keep_logs_days=0)
-    finished = [job_in(store, settings, State.FAILED) for _ in range(5)]
-    retried, extended, judged, labelled, free = finished
+    finished = [job_in(store, settings, State.FAILED) for _ in range(8)]
+    retried, extended, judged, labelled, named, placed, tracked, free = finished
+    write_atomic(settings.folders.job(tracked.id).run("run").spool_sent, '{"run_id": "abc"}')
+    step = settings.folders.job(placed.id).run("run").checkpoints / "step-00000010"
+    starts = [{"job": named.id}, {"path": str(step)}, {"mlflow_run": "abc"}]
+    starting = [run_spec(model={"init_from": start}) for start in starts]
     unfinished = [
+        *(job_in(store, settings, State.QUEUED, of=spec) for spec in starting),
         job_in(store, settings, State.RUNNING),
         job_in(store, settings, State.PAUSED, retry_of=retried.id),
         job_in(store, settings, State.QUEUED, extends=extended.id),
@@ -133,25 +138,27 @@ def test_what_may_still_be_needed_stays(home: Path, store: JobStore) -> None:
     due = Retention(store, settings).due()
     assert {item.job_id for item in due} == {free.id}
     Retention(store, settings).apply(due)
-    for job in (*unfinished, retried, extended, judged, labelled):
+    for job in (*unfinished, *finished[:-2]):
         assert len(files(settings, job)) == 11, job.state
+    assert len(files(settings, tracked)) == 12
 
 
 def test_what_is_needed_since_the_look_stays(home: Path, store: JobStore) -> None:
     settings = lab_settings(home, keep_checkpoints_days=0)
-    finished = [job_in(store, settings, State.FAILED) for _ in range(5)]
+    finished = [job_in(store, settings, State.FAILED) for _ in range(6)]
     for job in finished:
         aged(store, settings, job, 1000)
-    retried, judged, labelled, deleted, free = (store.get(job.id) for job in finished)
+    retried, judged, begun, labelled, deleted, free = (store.get(job.id) for job in finished)
     before = files(settings, free)
     due = Retention(store, settings).due()
-    assert len(due) == 5
+    assert len(due) == 6
     store.submit(new_job(retry_of=retried.id))
     store.submit(new_job(of=evaluation(judged.id)))
+    store.submit(new_job(of=run_spec(model={"init_from": {"job": begun.id}})))
     store.edit(labelled, actor="ana", labels={"keep": ""})
     store.hide(deleted, actor="ana")
     Retention(store, settings).apply(due)
-    for job in (retried, judged, labelled, deleted):
+    for job in (retried, judged, begun, labelled, deleted):
         assert files(settings, job) == before
         assert "prune" not in [event.verb for event in store.events(job.id)]
     assert len(files(settings, free)) == len(before) - 1

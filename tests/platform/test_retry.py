@@ -13,7 +13,7 @@ from stoplab_platform.errors import IllegalMove
 from stoplab_platform.fence import owner
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import Home, JobFolder, write_atomic
+from stoplab_platform.paths import Home, JobFolder, remove, write_atomic
 from stoplab_platform.service import Jobs
 from stoplab_platform.specs import ComparisonSpec, load_spec
 from support_jobs import running_lab, script
@@ -30,16 +30,25 @@ def test_a_retry_adopts_finished_cells(tmp_path: Path) -> None:
     Ledger(source).plan([Cell(id=name, index=n, seed=0) for n, name in enumerate("abc")])
     Ledger(source).update("a", state=CellState.SUCCEEDED, metrics={"test/linear_top1": 0.5})
     Ledger(source).update("b", state=CellState.FAILED)
+    ended = Ledger(source).get("a")
     source.run("a").root.mkdir(parents=True)
-    for file in (source.run("a").summary, source.run("a").predictions, source.run("a").spool):
+    before = source.run("a")
+    for file in (before.spec, before.summary, before.predictions, before.spool):
         file.write_text("{}")
+    for name in "ab":
+        write_atomic(source.run(name).checkpoints / "step-00000007" / "state.pt", name)
     adopt_cells(source, target)
+    remove(source.root)
     cell, *others = Ledger(target).cells()
-    assert cell == Ledger(source).get("a").model_copy(update={"adopted": True})
+    assert cell == ended.model_copy(update={"adopted": True})
     # A search that draws as it goes would not come back to a point it cannot see.
     assert others == [Cell(id="b", index=1, seed=0), Cell(id="c", index=2, seed=0)]
     run = target.run("a")
-    assert all(file.read_text() == "{}" for file in (run.summary, run.predictions, run.spool))
+    kept = (run.spec, run.summary, run.predictions, run.spool)
+    assert all(file.read_text() == "{}" for file in kept)
+    # The other job may be deleted, and the weights are still to be exported.
+    assert (run.checkpoints / "step-00000007" / "state.pt").read_text() == "a"
+    assert not target.run("b").checkpoints.exists()
 
 
 def test_a_retry_where_no_file_has_two_names(

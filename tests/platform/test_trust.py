@@ -85,6 +85,9 @@ def test_links_are_followed(tmp_path: Path) -> None:
         (("space", "data", "choice", 0, "eval", "test"), True),
         (("space", "data", "grid", 0, "image_size"), False),
         (("checkpoint", "path"), True),
+        (("model", "init_from"), True),
+        (("arms", "a", "model.init_from", "path"), True),
+        (("model", "init_from", "job"), False),
         (("evals", 2, "list"), True),
         (("base", "evals", 0, "list"), True),
         (("space", "evals.0.list", "grid", 1), True),
@@ -147,7 +150,13 @@ class TestSubmit:
             jobs.submit(ANA, spec)
             with pytest.raises(SpecError, match=f"no job {job.id}") as caught:
                 jobs.submit(STRANGER, spec)
-        assert [problem.pointer() for problem in caught.value.problems] == ["/checkpoint/job"]
+            assert [problem.pointer() for problem in caught.value.problems] == ["/checkpoint/job"]
+            spec = run_spec(model={"init_from": {"job": job.id}})
+            jobs.submit(ANA, spec)
+            with pytest.raises(SpecError, match=f"no job {job.id}") as caught:
+                jobs.submit(STRANGER, spec)
+        pointers = [problem.pointer() for problem in caught.value.problems]
+        assert pointers == ["/model/init_from/job"]
 
 
 def test_lists_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 from stoplab_platform.errors import SpecError
 from stoplab_platform.ledger import Cell
 from stoplab_platform.specs import RunSpec, override, parse
-from stoplab_sweeps.certificate import baseline, certify
+from stoplab_platform.specs.baselines import baseline
+from stoplab_sweeps.certificate import certify
 from stoplab_trainers.model.jepa import build_model
 from stoplab_trainers.pairing import PairingRecord
 from support_runs import TINY

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from stoplab_platform.errors import CheckpointError
-from stoplab_trainers.checkpoint import latest, load, save, weights_sha256
+from stoplab_trainers.checkpoint import latest, load, load_weights, save, weights_sha256
 
 MINE = {"run": "abc"}
 
@@ -64,6 +64,22 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.invariant(22)
+def test_weights_alone_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {**state(1), "target": state(2)["model"]}
+    path = save(tmp_path, step=7, tensors=whole, identity=MINE, keep=1)
+    reading = torch.load
+
+    def mapped(*args: Any, mmap: bool, **options: Any) -> Any:
+        assert mmap
+        return reading(*args, mmap=mmap, **options)
+
+    monkeypatch.setattr(torch, "load", mapped)
+    step, weights = load_weights(path)
+    assert (step, weights.keys()) == (7, {"model", "target"})
+    for part in ("model", "target"):
+        assert torch.equal(weights[part]["weight"], whole[part]["weight"])
+
+
 def test_latest_is_the_newest_whole_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert latest(tmp_path / "nothing") is None
     for step in (9, 100, 20):

@@ -21,12 +21,13 @@ from stoplab_platform.exits import Exit
 from stoplab_platform.paths import JobFolder, RunFolder, write_atomic
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.weights import Start
 from stoplab_platform.tracking import client, drain, sent_run_id
 from stoplab_trainers import checkpoint
 from stoplab_trainers.export import main
 from stoplab_trainers.launch import execute
 from stoplab_trainers.model.jepa import build_model, target_of
-from stoplab_trainers.weights import checks
+from stoplab_trainers.weights import checks, mlflow_model
 from stoplab_trainers.weights.start import start_from
 from support_mlflow import mlflow_server
 from support_runs import identity, tiny
@@ -99,7 +100,7 @@ def test_round_trips_to_the_bit(
     exported(capsys, "j_1", "--to", "official", "--out", str(tmp_path / "their.pth"))
     model = build_model(spec.model_copy(update={"seed": 5}))
     mean = target_of(model.encoder)
-    start_from(str(tmp_path / "their.pth"), model, mean)
+    start_from(Start(path=str(tmp_path / "their.pth")), model, mean)
     assert_equal(model.state_dict(), state["model"])
     assert_equal(mean.state_dict(), state["target"])
     run = JobFolder(home / "jobs" / "j_2").run("run")
@@ -110,7 +111,7 @@ def test_round_trips_to_the_bit(
         told = exported(capsys, "j_2", "--to", kind, "--out", str(tmp_path / kind))
         model = build_model(spec.model_copy(update={"seed": 6}))
         mean = target_of(model.encoder)
-        start_from(str(tmp_path / kind / "encoder.safetensors"), model, mean)
+        start_from(Start(path=str(tmp_path / kind / "encoder.safetensors")), model, mean)
         assert_equal(mean.state_dict(), state["target"])
         assert_equal(model.encoder.state_dict(), state["target"])
         in_timm = eval(told["load"], {"timm": timm}).state_dict()
@@ -136,7 +137,7 @@ def test_safetensors_say_where_they_come_from(
     summary = json.loads(run.summary.read_text())
     assert metadata["run_digest"] == summary["run_digest"]
     assert metadata["spec_digest"] == spec.digest()
-    assert metadata["weights_sha256"] == checkpoint.weights_sha256(weights)
+    assert metadata["encoder_sha256"] == checkpoint.weights_sha256(weights)
     assert (metadata["job_id"], metadata["step"]) == ("j_test", "19")
     assert metadata["mlflow_run_id"] == sent_run_id(run)
     assert metadata["stoplab_version"]
@@ -258,6 +259,28 @@ def test_an_mlflow_model_through_a_server(
         assert sent_run_id(run) is not None
 
 
+@pytest.mark.usefixtures("tracking_uri_kept")
+@pytest.mark.filterwarnings("ignore::Warning:mlflow", "ignore::Warning:torch")
+def test_no_mlflow_model_stays_that_differs(
+    home: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(home, tiny(optim__epochs=1, evals=[]))
+    monkeypatch.setattr(checks, "TOLERANCE", -1.0)
+    said = refusal(capsys, "j_test", "--to", "mlflow", code=Exit.FAILED)
+    assert "outputs differ by" in said
+    monkeypatch.setattr(mlflow_model, "_logged", broken)
+    said = refusal(capsys, "j_test", "--to", "mlflow", code=Exit.FAILED)
+    assert said == "mlflow: ValueError: not exported\n"
+    store, run_id = client(mlflow_uri), sent_run_id(run)
+    assert run_id is not None
+    experiment = store.get_run(run_id).info.experiment_id
+    assert not store.search_logged_models([experiment])
+
+
+def broken(*_: Any) -> str:
+    raise ValueError("not exported")
+
+
 def test_a_run_that_is_not_in_mlflow(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(home)
     assert "no run in MLflow" in refusal(capsys, "j_1", "--to", "mlflow")
@@ -269,7 +292,7 @@ def test_files_that_are_there_stay(
     saved(home)
     readme = tmp_path / "README.md"
     readme.write_text("mine")
-    words = ("j_1", "--to", "safetensors", "--out", str(tmp_path / "encoder.safetensors"))
+    words = ("j_1", "--to", "safetensors", "--out", str(tmp_path))
     assert "README.md in" in refusal(capsys, *words)
     assert readme.read_text() == "mine"
     assert not (tmp_path / "encoder.safetensors").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,16 +17,21 @@ from safetensors.torch import save_file
 
 from stoplab_platform.errors import CheckpointError, DataError, DataMissing, SpecError, Stopped
 from stoplab_platform.paths import RunFolder
+from stoplab_platform.secret_store import Secrets
+from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.weights import Start
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.launch import execute
 from stoplab_trainers.loop import Run, steps
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import Jepa, build_model, target_of
+from stoplab_trainers.rank import _start
 from stoplab_trainers.weights.official import to_official
 from stoplab_trainers.weights.start import start_from
 from support_runs import folder, identity, tiny
+from support_weights import saved
 
 
 def source(**changes: Any) -> tuple[Jepa, Encoder]:
@@ -84,7 +90,7 @@ def test_each_kind_trains_a_step(kind: str, tmp_path: Path) -> None:
     spec = tiny(model__init_from=str(place), evals=[])
     run = Run(spec, ShardSet.open("digits", tmp_path / "home" / "cache"))
     drawn = build_model(spec).predictor.state_dict()
-    start_from(str(place), run.model, run.target)
+    start_from(Start(path=str(place)), run.model, run.target)
     model, target = source()
     whole = kind not in ("torch", "safetensors")
     student = model.encoder if whole else target
@@ -106,7 +112,7 @@ def test_the_image_may_have_another_size(tmp_path: Path) -> None:
         place = made(tmp_path, data__image_size=24)
         model = build_model(tiny())
         table = model.encoder.vit.pos_embed.clone()
-        start_from(str(place), model, target_of(model.encoder))
+        start_from(Start(path=str(place)), model, target_of(model.encoder))
         assert torch.equal(model.encoder.vit.pos_embed, table)
         assert torch.equal(model.encoder.vit.norm.weight, source()[0].encoder.vit.norm.weight)
         proj = source()[0].encoder.vit.patch_embed.proj.weight
@@ -136,9 +142,10 @@ def test_what_cannot_be_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     target = target_of(model.encoder)
 
     def start(place: Path | str) -> None:
-        start_from(str(place), model, target)
+        start_from(Start(path=str(place)), model, target)
 
-    with pytest.raises(DataMissing, match=r"none\.pth does not exist"):
+    where = rf"^model\.init_from on {platform.node()}: .*none\.pth does not exist$"
+    with pytest.raises(DataMissing, match=where):
         start(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "text.safetensors").write_text("hello")
@@ -163,7 +170,7 @@ def test_a_file_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
     torch.save({"encoder": {}, "predictor": {}, "target_encoder": Path("x")}, tmp_path / "evil.pth")
     model = build_model(tiny())
     with pytest.raises(SpecError, match="read safely"):
-        start_from(str(tmp_path / "evil.pth"), model, target_of(model.encoder))
+        start_from(Start(path=str(tmp_path / "evil.pth")), model, target_of(model.encoder))
 
 
 def test_a_url(tmp_path: Path) -> None:
@@ -171,9 +178,73 @@ def test_a_url(tmp_path: Path) -> None:
     with fsspec.open("memory://weights/encoder.safetensors", "wb") as remote:
         remote.write(path.read_bytes())
     model = build_model(tiny())
-    found = start_from("memory://weights/encoder.safetensors", model, target_of(model.encoder))
+    found = start_from(
+        Start(path="memory://weights/encoder.safetensors"), model, target_of(model.encoder)
+    )
     assert found.layout == "encoder"
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert torch.equal(model.encoder.vit.norm.bias, encoder_weights()["norm.bias"])
+
+
+def test_a_url_on_private_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Secrets(Settings()).set("bucket", '{"key": "k"}')
+    given: list[dict[str, Any]] = []
+    opening = fsspec.core.url_to_fs
+
+    def opened(url: str, **options: Any) -> Any:
+        given.append(options)
+        return opening(url)
+
+    with fsspec.open("memory://private/encoder.safetensors", "wb") as remote:
+        remote.write(timm_safetensors(tmp_path).read_bytes())
+    monkeypatch.setattr(fsspec.core, "url_to_fs", opened)
+    place = "memory://private/encoder.safetensors"
+    spec = run_from(place, data__storage="secret://bucket")
+    run = Run(spec, ShardSet.open("digits", tmp_path / "home" / "cache"))
+    _start(run, folder(tmp_path), {"run": "x"}, None)
+    assert {"key": "k"} in given
+
+
+def test_a_run_by_its_job_where_its_folder_may_not_be_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = saved(home, "j_study", "stochastic-s0")
+    saved(home, "j_study", "stochastic-s1")
+    monkeypatch.setenv("STOPLAB_DATA_ROOTS", str(tmp_path / "data"))
+    model = build_model(tiny(seed=3))
+    target = target_of(model.encoder)
+    path = str(home / "jobs" / "j_study" / "runs" / "stochastic-s0")
+    with pytest.raises(DataError, match="STOPLAB_DATA_ROOTS"):
+        start_from(Start(path=path), model, target)
+    with pytest.raises(SpecError, match="job j_study: j_study: name one of its runs"):
+        start_from(Start(job="j_study"), model, target)
+    found = start_from(Start(job="j_study", cell="stochastic-s0"), model, target)
+    assert found.layout == "checkpoint"
+    assert equal(model.state_dict(), state["model"])
+    assert equal(target.state_dict(), state["target"])
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "official", "torch"])
+def test_the_optimisers_state_is_not_read(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, mapped = KINDS[kind](tmp_path), list[bool]()
+    reading = torch.load
+
+    def load(*args: Any, **options: Any) -> Any:
+        mapped.append(options.get("mmap", False))
+        return reading(*args, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    model = build_model(tiny())
+    start_from(Start(path=str(place)), model, target_of(model.encoder))
+    assert mapped == [True]
+
+
+def test_a_file_of_an_old_torch(tmp_path: Path) -> None:
+    torch.save(encoder_weights(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    model = build_model(tiny())
+    start_from(Start(path=str(tmp_path / "old.pth")), model, target_of(model.encoder))
     assert torch.equal(model.encoder.vit.norm.bias, encoder_weights()["norm.bias"])
 
 
@@ -223,6 +294,6 @@ def test_weights_of_other_positions_do_not_fit(tmp_path: Path) -> None:
     place = own_checkpoint(tmp_path, positions__parametrization="official")
     model = build_model(tiny())
     with pytest.raises(SpecError, match=r"missing: predictor\.mask_token"):
-        start_from(str(place), model, target_of(model.encoder))
+        start_from(Start(path=str(place)), model, target_of(model.encoder))
     with pytest.raises(CheckpointError):
         checkpoint.meant(folder(tmp_path, "nothing"))

@@ -142,7 +142,7 @@ def test_all_that_does_not_fit_is_told_at_once() -> None:
     state["predictor"]["predictor_proj.weight"] = torch.zeros(25, 12)
     state["target_encoder"]["pos_embed"] = torch.zeros(1, 16, 24)
     state["target_encoder"]["norm.bias"] = 3
-    state["surprise"] = 1
+    state["surprise"] = {"w": torch.zeros(1)}
     model, target = fresh()
     before = weights_sha256(model.state_dict())
     with pytest.raises(CheckpointError) as error:
@@ -160,6 +160,15 @@ def test_all_that_does_not_fit_is_told_at_once() -> None:
     assert weights_sha256(model.state_dict()) == before
     with pytest.raises(CheckpointError, match=r"target_encoder: missing$"):
         load_official(model, target, {k: v for k, v in theirs().items() if k != "target_encoder"})
+
+
+def test_what_lies_beside_the_weights_is_told_and_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, target = fresh(**OFFICIAL)
+    load_official(model, target, {**theirs(), "config": {"lr": 1e-3}, "git": "abc"})
+    assert "not read of the file: config, git" in caplog.text
+    assert torch.equal(model.encoder.vit.norm.bias, theirs()["encoder"]["norm.bias"])
 
 
 def test_another_patch_size_is_told_another_image_size_is_none() -> None:

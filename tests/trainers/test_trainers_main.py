@@ -11,7 +11,10 @@ import yaml
 
 from stoplab_platform.exits import Exit
 from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.references import find
+from stoplab_platform.settings import Settings
 from stoplab_trainers.main import main
+from stoplab_trainers.weights.trained import open_trained
 from support_runs import TINY
 
 
@@ -72,6 +75,10 @@ def test_a_finished_job_can_be_evaluated_again(
     probed = read_json(JobFolder(home / "jobs" / "j_probe").run("run").summary)
     assert probed["metrics"]["test/knn_top1"] == trained["metrics"]["test/knn_top1"]
     assert probed["steps"] == trained["steps"]
+    # One name, one hash: as exports of the same encoder carry it.
+    exported = open_trained(find("j_train", Settings())).provenance["encoder_sha256"]
+    assert probed["facts"]["encoder_sha256"] == exported
+    assert probed["weights_sha256"] == ""
 
     # At another size: the table of positions is made for it, the rest is the same encoder.
     monkeypatch.setenv("STOPLAB_JOB_ID", "j_larger")

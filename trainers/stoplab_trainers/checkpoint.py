@@ -29,6 +29,8 @@ log = logging.getLogger("stoplab.checkpoint")
 
 FORMAT = 1
 STATE = "state.pt"
+WEIGHTS = ("model", "target")
+"""Of a run's state."""
 
 
 def save(
@@ -92,6 +94,22 @@ def load(path: Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[s
 
     CheckpointError where it is broken, or belongs to another run than ``identity`` (None: any).
     """
+    return _loaded(path, identity, mapped=False)
+
+
+def load_weights(path: Path) -> tuple[int, dict[str, Any]]:
+    """Step and weights (`model`, `target`) of a checkpoint of any run; CheckpointError.
+
+    They are mapped from the file, and the optimiser's state is never read: copy them before the
+    file may go.
+    """
+    step, state = _loaded(path, None, mapped=True)
+    return step, {name: state[name] for name in WEIGHTS}
+
+
+def _loaded(
+    path: Path, identity: Mapping[str, str] | None, *, mapped: bool
+) -> tuple[int, dict[str, Any]]:
     fault = _fault(path)
     if fault is not None:
         raise CheckpointError(fault)
@@ -102,7 +120,7 @@ def load(path: Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[s
             f"this run is {_spelled(dict(identity))}"
         )
     try:
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path} holds what cannot be loaded: {error}") from error
     return int(told["step"]), state

@@ -12,7 +12,6 @@ from stoplab_platform.references import referred
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
-from stoplab_trainers import checkpoint
 from stoplab_trainers.hooks import spelled
 from stoplab_trainers.launch import device_of
 from stoplab_trainers.model.jepa import build_model
@@ -63,9 +62,13 @@ def evaluate_checkpoint(
     summary = Summary(
         metrics=metrics,
         certificate={},
-        facts={"checkpoint": str(found.path), **scores.facts()},
+        facts={
+            "checkpoint": str(found.path),
+            "encoder_sha256": found.provenance["encoder_sha256"],
+            **scores.facts(),
+        },
         run_digest="",
-        weights_sha256=checkpoint.weights_sha256(weights),
+        weights_sha256="",  # of model and target: nothing was trained
         mlflow_run_id=tracker.run_id,
         steps=found.step,
         elapsed_s=round(time.monotonic() - began, 3),

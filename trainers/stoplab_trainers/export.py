@@ -18,8 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from stoplab_platform.errors import (
     DataError,
     NotFound,
@@ -33,12 +31,35 @@ from stoplab_platform.settings import Settings
 from stoplab_trainers.data.loader import MEAN, STD
 from stoplab_trainers.weights.card import model_card
 from stoplab_trainers.weights.mlflow_model import log_mlflow
-from stoplab_trainers.weights.official import to_official
+from stoplab_trainers.weights.official import write_official
 from stoplab_trainers.weights.onnx_encoder import write_onnx
 from stoplab_trainers.weights.timm_encoder import SAFETENSORS, TORCH, write_timm
 from stoplab_trainers.weights.trained import Trained, open_trained
 
 CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Out:
+    """Where an export goes.
+
+    Attributes:
+        file: the weights'.
+        named: by the user, so that its folder may hold other things; else its folder was.
+    """
+
+    file: Path
+    named: bool
+
+    @property
+    def card(self) -> str:
+        """Name of the model card beside it."""
+        return f"{self.file.stem}.{CARD}" if self.named else CARD
+
+    @property
+    def recipe(self) -> str:
+        """Name of the file beside it that says how timm loads it."""
+        return self.file.with_suffix(".json").name
 
 
 @dataclass(frozen=True)
@@ -49,13 +70,13 @@ class Kind:
         endings: of files of this form, the usual one first.
         stem: the file's name where a folder was given.
         write: writes the file, and those beside it, into a folder; what there is to say of it.
-        beside: names of the other files, from the file's own.
+        beside: names of the other files.
     """
 
     endings: tuple[str, ...]
     stem: str
-    write: Callable[[Trained, Path, Path], dict[str, Any]]
-    beside: Callable[[Path], list[str]] = field(default=lambda file: [])
+    write: Callable[[Trained, Path, Out], dict[str, Any]]
+    beside: Callable[[Out], list[str]] = field(default=lambda out: [])
 
 
 def main(arguments: Sequence[str] | None = None) -> Exit:
@@ -90,39 +111,42 @@ def _export(options: argparse.Namespace) -> dict[str, Any]:
         return {"to": "mlflow", "files": [uri], "load": loading, "difference": difference,
                 "provenance": trained.provenance}  # fmt: skip
     kind = KINDS[options.to]
-    target = _target(options.to, kind, options.out, force=options.force)
+    out = _out(options.to, kind, options.out, force=options.force)
+    target = out.file
     trained = open_trained(found)
     target.parent.mkdir(parents=True, exist_ok=True)
     # What fails its check is never seen, and what is seen is whole.
     with TemporaryDirectory(dir=target.parent, prefix=".stoplab-") as draft:
-        told = kind.write(trained, Path(draft) / target.name, target)
+        told = kind.write(trained, Path(draft) / target.name, out)
         files = [file.replace(target.parent / file.name) for file in sorted(Path(draft).iterdir())]
     return {"to": options.to, "files": [str(file) for file in files], **told,
             "provenance": trained.provenance}  # fmt: skip
 
 
-def _target(name: str, kind: Kind, out: Path | None, *, force: bool) -> Path:
-    """The file to write; DataError where it, or one beside it, is there already."""
-    if out is None:
+def _out(name: str, kind: Kind, given: Path | None, *, force: bool) -> Out:
+    """Where to write; DataError where the file, or one beside it, is there already."""
+    if given is None:
         raise DataError("out: name a file or a folder")
-    out = out.absolute()
+    out = given.absolute()
     every = {ending for one in KINDS.values() for ending in one.endings}
     if out.suffix in every and out.suffix not in kind.endings:
         endings = ", ".join(kind.endings)
         raise DataError(f"out: {out.name}: a file of {name} ends in {endings}; or name a folder")
-    target = out if out.suffix in kind.endings else out / f"{kind.stem}{kind.endings[0]}"
+    named = out.suffix in kind.endings
+    found = Out(out if named else out / f"{kind.stem}{kind.endings[0]}", named)
+    target = found.file
     if target.parent.exists() and not target.parent.is_dir():
         raise DataError(f"out: {target.parent} is no folder")
-    names = [target.name, *kind.beside(target)]
+    names = [target.name, *kind.beside(found)]
     there = [name for name in names if (target.parent / name).exists()]
     if there and not force:
         raise DataError(
             f"out: {', '.join(there)} in {target.parent} would be replaced; --force does it"
         )
-    return target
+    return found
 
 
-def _timm(trained: Trained, file: Path, final: Path) -> dict[str, Any]:
+def _timm(trained: Trained, file: Path, out: Out) -> dict[str, Any]:
     recipe, difference = write_timm(trained, file)
     told = {
         "model": recipe.name,
@@ -132,31 +156,32 @@ def _timm(trained: Trained, file: Path, final: Path) -> dict[str, Any]:
         "std": STD,
         "provenance": trained.provenance,
     }
-    file.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
-    return {"load": recipe.line(final), "difference": difference}
+    (file.parent / out.recipe).write_text(json.dumps(told, indent=1) + "\n")
+    return {"load": recipe.line(out.file), "difference": difference}
 
 
-def _safetensors(trained: Trained, file: Path, final: Path) -> dict[str, Any]:
+def _safetensors(trained: Trained, file: Path, out: Out) -> dict[str, Any]:
     recipe, difference = write_timm(trained, file)
     card = model_card(trained, recipe.line(file.name), file.name)
-    (file.parent / CARD).write_text(card)
-    return {"load": recipe.line(final), "difference": difference}
+    (file.parent / out.card).write_text(card)
+    return {"load": recipe.line(out.file), "difference": difference}
 
 
-def _onnx(trained: Trained, file: Path, final: Path) -> dict[str, Any]:
+def _onnx(trained: Trained, file: Path, out: Out) -> dict[str, Any]:
     difference = write_onnx(trained, file)
-    return {"load": f"onnxruntime.InferenceSession({str(final)!r})", "difference": difference}
+    return {"load": f"onnxruntime.InferenceSession({str(out.file)!r})", "difference": difference}
 
 
-def _official(trained: Trained, file: Path, final: Path) -> dict[str, Any]:
-    torch.save(to_official(trained.model, trained.target), file)
-    return {"load": f"torch.load({str(final)!r}, weights_only=True)", "difference": 0.0}
+def _official(trained: Trained, file: Path, out: Out) -> dict[str, Any]:
+    difference = write_official(trained, file)
+    load = f"torch.load({str(out.file)!r}, weights_only=True)"
+    return {"load": load, "difference": difference}
 
 
 KINDS = {
-    "timm": Kind(SAFETENSORS + TORCH, "encoder", _timm, lambda f: [f.with_suffix(".json").name]),
-    "safetensors": Kind(SAFETENSORS, "encoder", _safetensors, lambda file: [CARD]),
-    "onnx": Kind((".onnx",), "encoder", _onnx, lambda file: [f"{file.name}.data"]),
+    "timm": Kind(SAFETENSORS + TORCH, "encoder", _timm, lambda out: [out.recipe]),
+    "safetensors": Kind(SAFETENSORS, "encoder", _safetensors, lambda out: [out.card]),
+    "onnx": Kind((".onnx",), "encoder", _onnx, lambda out: [f"{out.file.name}.data"]),
     "official": Kind((".pth", ".pt", ".tar"), "checkpoint", _official),
 }
 

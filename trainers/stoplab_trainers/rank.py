@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel
 
 from stoplab_platform.errors import CheckpointError, Fenced, Stopped
@@ -245,28 +246,30 @@ def _start(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) 
 
     A run that goes on has that from its checkpoint: another file may lie at that path by now.
     """
+    sha256 = ""
     newest = checkpoint.latest(folder.checkpoints)
     if newest is not None:
-        given = _given(newest)
+        given, sha256 = _given(newest), checkpoint.manifest(newest)["sha256"]
         run.load(*checkpoint.load(newest, identity=owner | given))
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     elif leg and leg.after:
         parent = checkpoint.latest(RunFolder(leg.after).checkpoints)
         if parent is None:
             raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
-        given = _given(parent)
+        given, sha256 = _given(parent), checkpoint.manifest(parent)["sha256"]
         run.load(*checkpoint.load(parent, identity=None))
         before = summary_of(RunFolder(leg.after))
         if before is None or before.steps != run.step:
             raise CheckpointError(f"{parent} is not the end of the run that {leg.after} holds")
         log.info("goes on from %s at step %d", leg.after.name, run.step)
-    elif run.spec.model.init_from:
-        source = start_from(run.spec.model.init_from, run.model, run.target)
-        given = {"init_from": source.sha256}
+    elif start := run.spec.model.init_from:
+        source = start_from(start, run.model, run.target, run.spec.data.storage)
+        given, sha256 = {"init_from": source.sha256}, source.sha256
         run.record = PairingRecord(run.model.state_dict())
-        log.info("weights from %s (%s)", run.spec.model.init_from, source.layout)
+        log.info("weights from %s (%s)", start.spelled, source.layout)
     else:
         given = {}
+    _agree(run.world, sha256)
     return given
 
 
@@ -274,6 +277,24 @@ def _given(path: Path) -> dict[str, str]:
     """What a checkpoint's run began from."""
     told = checkpoint.manifest(path)["identity"]
     return {"init_from": told["init_from"]} if "init_from" in told else {}
+
+
+def _agree(world: World, sha256: str) -> None:
+    """CheckpointError on every rank where they go on from unlike files ("": from none).
+
+    Each reads for itself, and nobody would see it later: a folder to which another run still adds
+    checkpoints, a path that is another file on another node, a URL's file that was replaced.
+    """
+    if world.size == 1:
+        return
+    digest = bytearray(bytes.fromhex(sha256) or bytes(32))
+    own = torch.frombuffer(digest, dtype=torch.uint8).to(world.device)
+    each = [torch.empty_like(own) for _ in range(world.size)]
+    dist.all_gather(each, own)
+    found = [bytes(one.tolist()).hex() for one in each]
+    if len(set(found)) > 1:
+        told = ", ".join(f"rank {rank} {one}" for rank, one in enumerate(found))
+        raise CheckpointError(f"the workers found unlike weights to start from; sha256 by {told}")
 
 
 def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from stoplab_platform.jobs.states import ReasonCode, State
+from stoplab_platform.sources import named_jobs
 
 
 class Intent(StrEnum):
@@ -35,12 +36,6 @@ class Scope(StrEnum):
     TOKENS_ADMIN = "tokens:admin"
 
 
-def evaluated(kind: str, spec: Mapping[str, Any]) -> str | None:
-    """The job whose weights a spec (plain data) evaluates, if it does."""
-    found: str | None = spec.get("checkpoint", {}).get("job") if kind == "evaluate" else None
-    return found
-
-
 @dataclass(frozen=True)
 class NewJob:
     """What a submit decides."""
@@ -58,9 +53,10 @@ class NewJob:
     extends: str | None = None
 
     @property
-    def evaluates(self) -> str | None:
-        """The job whose weights an evaluation reads."""
-        return evaluated(self.kind, self.spec)
+    def sources(self) -> tuple[str, ...]:
+        """The jobs that it names: to go on from, or for their weights."""
+        weights = (named for _, named in named_jobs(self.spec))
+        return tuple(sorted({*filter(None, (self.retry_of or self.extends, *weights))}))
 
 
 @dataclass(frozen=True)

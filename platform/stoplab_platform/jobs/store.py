@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -107,7 +107,7 @@ class JobStore(TokenStore):
                 earlier = _claim(session, new.project, new.owner, idempotency)
                 if earlier is not None:
                     return Submitted(job_value(earlier), replayed=True)
-            for source in filter(None, (new.retry_of or new.extends, new.evaluates)):
+            for source in new.sources:
                 _row(session, source, new.project, lock=True)  # it must not be deleted meanwhile
             row = new_row(new)
             session.add(row)
@@ -230,11 +230,11 @@ class JobStore(TokenStore):
             )
 
     @retried
-    def hide(self, job: Job, *, actor: str) -> None:
+    def hide(self, job: Job, *, actor: str, runs: Collection[str] = ()) -> None:
         """Take a finished job out of every list.
 
         IllegalMove while it is not finished, or another job has still to take its runs over, or
-        evaluates them. `settled` begins anew: its folder has to go.
+        reads its weights (``runs``: as in `heir`). `settled` begins anew: its folder has to go.
         """
         if job.state not in TERMINAL:
             raise IllegalMove(
@@ -245,22 +245,27 @@ class JobStore(TokenStore):
         with self._database.writing() as session:
             _guarded_update(session, job, {"hidden": True, "settled": job.attempt == 0})
             # Of a job that never started there is nothing to take over.
-            if job.attempt and (other := heir(session, job.id)):
+            if job.attempt and (other := heir(session, job.id, runs)):
                 raise IllegalMove(
                     f"{job.id} cannot be deleted yet: {other} has still to take its runs over, "
-                    "or evaluates them",
+                    "or reads its weights",
                     state=job.state,
                     allowed=allowed_actions(job.state, job.kind),
                 )
             session.add(event_row(job.id, actor, "delete"))
 
-    def heir(self, job_id: str) -> str | None:
-        """An unfinished job that may still need what this one has."""
+    def heir(self, job_id: str, runs: Collection[str] = ()) -> str | None:
+        """An unfinished job that may still need what this one has.
+
+        ``runs``: its runs in MLflow, by which others may name its weights.
+        """
         with self._database.reading() as session:
-            return heir(session, job_id)
+            return heir(session, job_id, runs)
 
     @retried
-    def prune(self, job_id: str, *, actor: str, message: str, keep: str) -> bool:
+    def prune(
+        self, job_id: str, *, actor: str, message: str, keep: str, runs: Collection[str] = ()
+    ) -> bool:
         """An event that files of a job go; False, and none, where another job needs them.
 
         Nor of one that was deleted, or has the label ``keep``. Who comes after it finds them gone.
@@ -269,7 +274,7 @@ class JobStore(TokenStore):
             row = session.get(JobRow, job_id, with_for_update=True)
             if row is None or row.hidden or keep in {label.key for label in row.labels}:
                 return False
-            if heir(session, job_id):
+            if heir(session, job_id, runs):
                 return False
             session.add(event_row(job_id, actor, "prune", message=message))
             return True

@@ -13,23 +13,7 @@ from stoplab_platform.specs.data import EvalDataSpec
 from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.run import MOST_PATCHES, ComputeSpec, Name, RunSpec, TrackingSpec
-
-
-class CheckpointRef(Spec):
-    """Which weights: exactly one of the three."""
-
-    job: str | None = None
-    """Id of a finished pretraining job."""
-    mlflow_run: str | None = None
-    """Id of a run in MLflow."""
-    path: str | None = None
-    """Path of a checkpoint folder, or of a run's folder."""
-
-    def checks(self) -> Iterator[Problem]:
-        """Exactly one."""
-        given = [name for name in ("job", "mlflow_run", "path") if getattr(self, name)]
-        if len(given) != 1:
-            yield Problem((), f"give exactly one of job, mlflow_run, path; got {given}")
+from stoplab_platform.specs.weights import CheckpointRef
 
 
 class EvalImagesSpec(EvalDataSpec):

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from stoplab_platform.errors import Problem
 from stoplab_platform.specs.base import Spec
+from stoplab_platform.specs.weights import StartSpec
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class ModelSpec(Spec):
     init: Literal["published", "small"] = "published"
     """`published`: truncated normal, std 0.02. `small`: Xavier-uniform linears and patch
     embedding N(0, 1/fan_in), which tiny models need. Default published: I-JEPA code."""
-    init_from: str | None = None
+    init_from: StartSpec | None = None
     """Weights to start from: a checkpoint or a run's folder, a checkpoint file of the I-JEPA or
-    StoP repositories, or an encoder in timm's names; path, or URL of a file. Default null: random
-    weights."""
+    StoP repositories, or an encoder in timm's names, by path, or URL of a file; or
+    `{job: …}`, `{mlflow_run: …}`. Default null: random weights."""
 
     def sizes(self) -> VitSizes:
         """The encoder's sizes after overrides; ValueError where they are not known."""

@@ -1,4 +1,4 @@
-"""Which fields of a spec name places: files, folders, URLs."""
+"""Which fields of a spec name places (files, folders, URLs), jobs, or runs in MLflow."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ FIELDS = frozenset(
         "data.eval.val",
         "data.eval.test",
         "model.init_from",
+        "model.init_from.path",
         "checkpoint.path",
         "evals.list",
         "protocols.list",
     )
 )
 """Seen from a RunSpec or an EvaluationSpec."""
+JOBS = frozenset(("checkpoint.job", "model.init_from.job"))
+RUNS = frozenset(("checkpoint.mlflow_run", "model.init_from.mlflow_run"))
 SETS = frozenset(name for base in EMBEDDED for name in (base, f"{base}/train", f"{base}/test"))
 RANGE = re.compile(r"\{\d+\.\.\d+\}")
 PATTERN = re.compile(r"[*?\[{]")
@@ -31,6 +34,11 @@ NUMBER = re.compile(r"\.\d+(?=\.)")  # of a list's item
 
 def is_place(path: Sequence[str | int]) -> bool:
     """Whether a value of a spec of any kind, by its path, names a place."""
+    return field(path) in FIELDS
+
+
+def field(path: Sequence[str | int]) -> str:
+    """The field of a RunSpec or an EvaluationSpec that a value of any spec is for, by its path."""
     words = [str(part) for part in path if isinstance(part, str)]
     if words[:1] == ["base"]:
         words = words[1:]
@@ -38,7 +46,7 @@ def is_place(path: Sequence[str | int]) -> bool:
         words = words[2:]
     elif words[:1] == ["space"]:
         words = [*words[1:2], *words[3:]]  # the axis, and the fields of a value that has some
-    return NUMBER.sub("", ".".join(words)) in FIELDS
+    return NUMBER.sub("", ".".join(words))
 
 
 def why_refused(place: str, roots: Sequence[Path] | None, schemes: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ from stoplab_platform.tracking.mlflow_runs import (
     finish_runs,
     tags_of,
 )
-from stoplab_platform.tracking.sender import drain, sent_run_id
+from stoplab_platform.tracking.sender import drain, sent_run_id, sent_run_ids
 from stoplab_platform.tracking.series import Point, finite, read_last, read_series, thinned
 from stoplab_platform.tracking.spool import SpoolTracker
 
@@ -35,6 +35,7 @@ __all__ = [
     "read_last",
     "read_series",
     "sent_run_id",
+    "sent_run_ids",
     "tags_of",
     "thinned",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stoplab_platform.errors import TrackerRefused, TrackerUnavailable
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder, RunFolder, read_json, write_json
 from stoplab_platform.tracking.lines import whole_lines
 from stoplab_platform.tracking.mlflow_runs import Runs
 
@@ -26,6 +26,11 @@ LOCK_S = 1.0  # to wait for another process that sends this spool
 def sent_run_id(folder: RunFolder) -> str | None:
     """Id of the folder's run in MLflow; None until it is there."""
     return (read_json(folder.spool_sent) or {}).get("run_id")
+
+
+def sent_run_ids(folder: JobFolder) -> list[str]:
+    """Ids in MLflow of all runs of a job that are there."""
+    return [run_id for run in folder.each_run() if (run_id := sent_run_id(run))]
 
 
 def drain(folder: RunFolder, uri: str | None, timeout_s: float) -> bool:

@@ -84,15 +84,17 @@ def local_shards(
     return [LocalShard(name, path) for name, path in zip(names, plain, strict=True)]
 
 
-def local_copy(place: str, cache: Path) -> Path:
+def local_copy(place: str, cache: Path, storage: str | None = None) -> Path:
     """A file or folder of this machine; a URL's file as its copy in the cache.
 
-    Raises DataError for what is not allowed, DataMissing for what is not there.
+    Raises DataError for what is not allowed, DataMissing for what is not there. ``storage``: as in
+    `local_shards`.
     """
     settings = Settings()
+    options = Secrets(settings).options(storage) if storage else {}
     if why := why_refused(place, None, settings.data_schemes):
         raise DataError(why)
-    path = _fetched(place, cache, {}).expanduser()
+    path = _fetched(place, cache, options).expanduser()
     roots = None if settings.data_roots is None else [*settings.data_roots, cache]
     if not is_inside(path, roots):
         raise DataError(f"{place} lies outside of what STOPLAB_DATA_ROOTS allows")

@@ -7,9 +7,22 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.baselines import baseline
+from stoplab_platform.specs.objective import PluginObjective
+from stoplab_platform.specs.positions import (
+    DeterministicPositions,
+    PluginPositions,
+    StochasticPositions,
+)
 from stoplab_trainers.data.loader import MEAN, STD
 from stoplab_trainers.weights.trained import Trained
 
+OBJECTIVES = {"ijepa": "I-JEPA", "mae": "MAE"}
+BASELINES = {
+    "ijepa": "I-JEPA (deterministic positions)",
+    "stop_sigma0": "StoP without noise (noise_std 0, in the official code's parametrization)",
+    "official_off": "StoP's official code with its flag off (no mask token, so not I-JEPA)",
+}
 PARTS = ("test", "val", "init", "pixels")  # of the scores, in this order
 MEANS = {
     "test": "test split",
@@ -22,12 +35,12 @@ MEANS = {
 CARD = """\
 ---
 library_name: timm
-tags: [image-feature-extraction, self-supervised, i-jepa, stop]
+tags: [{tags}]
 ---
 
 # {name}
 
-The EMA (target) encoder of a {method} run, at step {step}: a plain ViT without class token,
+The {encoder} of a run of {method}, at step {step}: a plain ViT without class token,
 width {width}, depth {depth}, {heads} heads, patches of {patch_size} pixels, images of
 {size}x{size}, fixed sin-cos positions.
 
@@ -76,6 +89,8 @@ def model_card(trained: Trained, loading: str, file: str) -> str:
     spec, sizes = trained.spec, trained.spec.model.sizes()
     return CARD.format(
         name=spec.name,
+        tags=", ".join(("image-feature-extraction", "self-supervised", *_tags(spec))),
+        encoder="EMA (target) encoder" if spec.objective.averages else "encoder",
         method=_method(spec),
         step=trained.provenance["step"],
         width=sizes.width,
@@ -98,9 +113,32 @@ def model_card(trained: Trained, loading: str, file: str) -> str:
 
 
 def _method(spec: RunSpec) -> str:
-    if spec.positions.kind == "stochastic":
-        return f"StoP (stochastic positions, noise_std {spec.positions.noise_std:g})"
-    return "I-JEPA (deterministic positions)"
+    """Objective and positions; a baseline under its own name."""
+    named = baseline(spec)
+    if named in BASELINES:
+        return BASELINES[named]
+    kind = spec.objective.kind
+    plugged = isinstance(spec.objective, PluginObjective)
+    objective = f"the objective `{kind}` (a plug-in's)" if plugged else OBJECTIVES[kind]
+    return f"{objective} with {_positions(spec.positions)}"
+
+
+def _positions(positions: DeterministicPositions | StochasticPositions | PluginPositions) -> str:
+    scale = f"noise_std {positions.noise_std:g}"
+    if isinstance(positions, PluginPositions):
+        return f"the positions `{positions.kind}` (a plug-in's, {scale})"
+    if isinstance(positions, StochasticPositions) and positions.noise_std > 0:
+        how = f"covariance {positions.covariance}, noise on {positions.noise_on}"
+        text = f"stochastic positions (StoP: {scale}, {how}"
+        return f"{text}{', as in the official code' * (positions.parametrization == 'official')})"
+    return f"deterministic positions ({positions.table} table)"
+
+
+def _tags(spec: RunSpec) -> Iterator[str]:
+    if not isinstance(spec.objective, PluginObjective):
+        yield OBJECTIVES[spec.objective.kind].lower()
+    if isinstance(spec.positions, StochasticPositions) and spec.positions.noise_std > 0:
+        yield "stop"
 
 
 def _scores(scores: Mapping[str, float]) -> Iterator[str]:

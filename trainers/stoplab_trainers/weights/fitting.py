@@ -25,7 +25,7 @@ class Part:
         given: the file's weights, by its own names.
         spelled: from our name of a weight to the file's.
         fixed: our names of the position tables that are computed: they are not loaded, so their
-            grids may differ.
+            grids may differ, and the file may lack them.
     """
 
     name: str
@@ -72,11 +72,11 @@ def _faults(part: Part) -> Iterator[str]:
     ]
     kinds = {
         "unknown": sorted(given.keys() - expected.keys()),
-        "missing": sorted(expected.keys() - given.keys()),
+        "missing": sorted(expected.keys() - given.keys() - fixed),
         "not a tensor": sorted((expected.keys() & given.keys()) - tensors.keys()),
         "of another shape": shapes,
         "not the sin-cos table that positions are here": sorted(
-            name for name in fixed & tensors.keys() if not _is_table(tensors[name])
+            name for name in fixed & tensors.keys() if not is_table(tensors[name])
         ),
     }
     for kind, names in kinds.items():
@@ -84,7 +84,7 @@ def _faults(part: Part) -> Iterator[str]:
             yield f"{part.name}: {kind}: {', '.join(names)}"
 
 
-def _is_table(value: Tensor) -> bool:
+def is_table(value: Tensor) -> bool:
     """Whether it is the fixed table [1, patch, width] of some square grid."""
     if value.ndim != 3 or value.shape[0] != 1 or value.shape[2] % 4:
         return False

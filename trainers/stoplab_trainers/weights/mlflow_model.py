@@ -18,7 +18,7 @@ from stoplab_platform.errors import NotFound, TrackerUnavailable
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import client
 from stoplab_trainers.model.encoder import Encoder
-from stoplab_trainers.weights.checks import held, probe_images
+from stoplab_trainers.weights.checks import held, probe_images, translated
 from stoplab_trainers.weights.trained import Trained
 
 NAME = "encoder"
@@ -39,8 +39,8 @@ def log_mlflow(trained: Trained, settings: Settings) -> tuple[str, float]:
     """Log the encoder to the run's own run in MLflow; the model's URI, and a measured difference.
 
     Images are float32 [-1, 3, s, s], normalised; features float32 [-1, d]. The model is loaded
-    again and compared. Raises NotFound where the run is not in MLflow, TrackerUnavailable,
-    ExportFailed.
+    again and compared, and deleted where it differs. Raises NotFound where the run is not in
+    MLflow, TrackerUnavailable, ExportFailed.
     """
     run_id = trained.provenance.get("mlflow_run_id")
     if run_id is None:
@@ -53,16 +53,22 @@ def log_mlflow(trained: Trained, settings: Settings) -> tuple[str, float]:
 
     mlflow.set_tracking_uri(settings.tracking_uri)
     images = probe_images(trained.spec.data.image_size, 3)
+    with torch.no_grad():
+        ours = trained.target.features(images)
     try:
         # Made here, for MLflow would put it into its default experiment.
         experiment = store.get_run(run_id).info.experiment_id
         model = store.create_logged_model(experiment, NAME, source_run_id=run_id)
-        uri = _logged(trained, run_id, model.model_id)
-        loaded = mlflow.pyfunc.load_model(uri).predict(images.numpy())
+        try:
+            with translated("mlflow", MlflowException):
+                uri = _logged(trained, run_id, model.model_id)
+                loaded = mlflow.pyfunc.load_model(uri).predict(images.numpy())
+            return uri, held(torch.from_numpy(loaded), ours, uri)
+        except BaseException:
+            store.delete_logged_model(model.model_id)
+            raise
     except MlflowException as error:
         raise TrackerUnavailable(f"{settings.tracking_uri} does not take it: {error}") from error
-    with torch.no_grad():
-        return uri, held(torch.from_numpy(loaded), trained.target.features(images), uri)
 
 
 def _logged(trained: Trained, run_id: str, model_id: str) -> str:

@@ -10,16 +10,20 @@ I-JEPA's reads it (our `stoplab`, without noise).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stoplab_platform.errors import CheckpointError
+from stoplab_platform.specs.positions import PluginPositions
 from stoplab_trainers.model.encoder import Encoder
-from stoplab_trainers.model.jepa import Jepa, of_positions
+from stoplab_trainers.model.jepa import Jepa, build_model, of_positions, target_of
+from stoplab_trainers.weights.checks import EXACT, ExportFailed, held, probe_images
 from stoplab_trainers.weights.fitting import Part, fill, fixed_tables
+from stoplab_trainers.weights.foreign import DDP, has_tensors, without
 from stoplab_trainers.weights.names import (
     MASK_TOKEN,
     Weights,
@@ -27,17 +31,17 @@ from stoplab_trainers.weights.names import (
     predictor_theirs,
     renamed,
 )
+from stoplab_trainers.weights.trained import Trained
 
 log = logging.getLogger("stoplab.weights")
 
 PARTS = ("encoder", "predictor", "target_encoder")
 NOT_READ = ("opt", "scaler", "epoch", "loss", "batch_size", "world_size", "lr")
-DDP = "module."
 
 
 def is_official(state: Mapping[str, Any]) -> bool:
-    """Whether a file's content has this layout, whole or in part."""
-    return any(isinstance(state.get(part), Mapping) for part in PARTS)
+    """Whether a file's content has this layout; its encoders alone are as good as timm's."""
+    return isinstance(state.get("predictor"), Mapping)
 
 
 def load_official(model: Jepa, target: Encoder, state: Mapping[str, Any]) -> None:
@@ -45,10 +49,25 @@ def load_official(model: Jepa, target: Encoder, state: Mapping[str, Any]) -> Non
 
     The grids may differ, so another image size is no fault. CheckpointError names all unknown,
     missing and misshapen keys at once, and a mask token that was never trained where the model
-    would read it.
+    would read it. What lies beside the weights and is not known, is told in the log.
     """
-    given = {part: without_ddp(state[part]) for part in PARTS if part in state}
+    given = {part: _named(state[part]) for part in PARTS if part in state}
     trained = _mask_token_trained(state, given.get("predictor", {}))
+    beside = {key: value for key, value in state.items() if key not in (*PARTS, *NOT_READ)}
+    weights = [key for key, value in beside.items() if _holds_weights(value)]
+    if unknown := [str(key) for key in beside if key not in weights]:
+        log.warning("not read of the file: %s", ", ".join(unknown))
+    others = [f"{key}: unknown" for key in weights]
+    copy_official(model, target, given, [*others, *_mask_token_faults(model, trained)])
+
+
+def copy_official(
+    model: Jepa, target: Encoder, given: Mapping[str, dict[str, Any]], others: Sequence[str] = ()
+) -> None:
+    """Copy the three state dicts, as `to_official` gives them, into student and target.
+
+    CheckpointError names everything that does not fit, and ``others``.
+    """
     if model.predictor.mask_token is None:
         given.get("predictor", {}).pop(MASK_TOKEN, None)
     modules = {"encoder": model.encoder, "predictor": model.predictor, "target_encoder": target}
@@ -59,9 +78,7 @@ def load_official(model: Jepa, target: Encoder, state: Mapping[str, Any]) -> Non
         else Part(name, modules[name], given[name], encoder_theirs, tables)
         for name in given
     ]
-    others = [f"{part}: missing" for part in PARTS if part not in state]
-    others += [f"{key}: unknown" for key in state if key not in (*PARTS, *NOT_READ)]
-    fill(parts, [*others, *_mask_token_faults(model, trained)])
+    fill(parts, [*(f"{part}: missing" for part in PARTS if part not in given), *others])
 
 
 def to_official(model: Jepa, target: Encoder) -> dict[str, Weights]:
@@ -83,13 +100,39 @@ def to_official(model: Jepa, target: Encoder) -> dict[str, Weights]:
     }
 
 
-def without_ddp(given: Any) -> dict[str, Any]:
-    """A state dict without the prefix that DDP puts before all of its names."""
-    if not isinstance(given, Mapping):
-        return {}
-    if all(str(name).startswith(DDP) for name in given):
-        return {name.removeprefix(DDP): value for name, value in given.items()}
-    return dict(given)
+def write_official(trained: Trained, path: Path) -> float:
+    """Write a run's weights in this layout; the largest difference of features once read back.
+
+    CheckpointError for what the layout cannot mean, ExportFailed where other weights are read.
+    """
+    spec = trained.spec
+    if spec.objective.kind != "ijepa":
+        raise CheckpointError(
+            f"the official layout holds I-JEPA and StoP alone, no objective {spec.objective.kind!r}"
+        )
+    if isinstance(spec.positions, PluginPositions):
+        raise CheckpointError(
+            f"the official layout knows no positions of the plug-in {spec.positions.kind!r}"
+        )
+    torch.save(to_official(trained.model, trained.target), path)
+    model = build_model(spec)
+    target = target_of(model.encoder)
+    copy_official(model, target, torch.load(path, map_location="cpu", weights_only=True))
+    for own, read in ((trained.model, model), (trained.target, target)):
+        there = read.state_dict()
+        if unlike := [n for n, v in own.state_dict().items() if not torch.equal(v, there[n])]:
+            raise ExportFailed(f"official: other weights are read back: {', '.join(unlike)}")
+    images = probe_images(spec.data.image_size)
+    with torch.no_grad():
+        return held(target.features(images), trained.target.features(images), "official", EXACT)
+
+
+def _named(given: Any) -> dict[str, Any]:
+    return without(DDP, given) if isinstance(given, Mapping) else {}
+
+
+def _holds_weights(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Mapping) and has_tensors(value))
 
 
 def _mask_token_faults(model: Jepa, trained: bool | None) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stoplab_platform.errors import SettingsError
 from stoplab_trainers.model.encoder import Encoder
-from stoplab_trainers.weights.checks import held, probe_images
+from stoplab_trainers.weights.checks import held, probe_images, translated
 from stoplab_trainers.weights.trained import Trained
 
 INPUT, OUTPUTS = "images", ("features", "patches")
@@ -40,6 +40,11 @@ def write_onnx(trained: Trained, path: Path) -> float:
     Raises SettingsError where the packages are missing, ExportFailed.
     """
     onnxruntime = _packages()
+    with translated("onnx"):
+        return _written(trained, path, onnxruntime)
+
+
+def _written(trained: Trained, path: Path, onnxruntime: Any) -> float:
     program = _exported(trained)
     program.model.metadata_props.update(trained.provenance)
     size = sum(value.nbytes for value in trained.encoder.values())

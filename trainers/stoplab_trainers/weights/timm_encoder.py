@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from stoplab_platform.specs.model import VitSizes, vit_table
-from stoplab_trainers.weights.checks import ExportFailed, held, probe_images
+from stoplab_trainers.weights.checks import EXACT, ExportFailed, held, probe_images
 from stoplab_trainers.weights.trained import Trained
 
 log = logging.getLogger("stoplab.weights")
@@ -58,7 +59,11 @@ def write_timm(trained: Trained, path: Path) -> tuple[Recipe, float]:
 
 
 def checked(trained: Trained, path: Path) -> tuple[Recipe, float]:
-    """The recipe by which timm loads a file to our features, and their largest difference."""
+    """The recipe by which timm loads a file to our features, and their largest difference.
+
+    That is measured in fp32, where sums in another order differ more the deeper the encoder is.
+    What is held to `EXACT` is the same in fp64.
+    """
     spec = trained.spec
     images = probe_images(spec.data.image_size)
     with torch.no_grad():
@@ -68,7 +73,10 @@ def checked(trained: Trained, path: Path) -> tuple[Recipe, float]:
             # Another GELU is no other weight, and hardly seen in features of a young model.
             if model is None or str(model.blocks) != str(trained.target.vit.blocks):
                 continue
-            return recipe, held(model(images), ours, "timm")
+            difference = held(model(images), ours, "timm")
+            exact = deepcopy(trained.target).double().features(images.double())
+            held(model.double()(images.double()), exact, "timm", EXACT)
+            return recipe, difference
     raise ExportFailed("timm makes no such encoder")
 
 

@@ -29,7 +29,7 @@ class Trained:
         path: the checkpoint's.
         step: steps that the weights have seen.
         model: the student.
-        target: the EMA encoder: what the probes see, and what is exported.
+        target: the EMA encoder, of MAE the student's own: what the probes see, and is exported.
         scores: the final evaluations; none where the run was not finished at this step.
         provenance: where the weights come from, as text by name.
     """
@@ -45,7 +45,7 @@ class Trained:
 
     @property
     def encoder(self) -> Weights:
-        """The EMA encoder's weights in timm's names."""
+        """The judged encoder's weights in timm's names."""
         return renamed(self.target.state_dict(), encoder_theirs)
 
 
@@ -60,7 +60,7 @@ def open_trained(found: Found) -> Trained:
     spec = load_spec(found.run.spec)
     if not isinstance(spec, RunSpec):
         raise CheckpointError(f"{found.run.root} belongs to no pretraining run")
-    step, state = checkpoint.load(path, identity=None)
+    step, state = checkpoint.load_weights(path)
     objective = objective_of(spec)
     model = objective.build(spec)
     model.load_state_dict(state["model"])
@@ -75,7 +75,7 @@ def open_trained(found: Found) -> Trained:
         "stoplab_version": version("stoplab"),
         "spec_digest": spec.digest(),
         "run_digest": final.get("run_digest"),
-        "weights_sha256": checkpoint.weights_sha256(renamed(state["target"], encoder_theirs)),
+        "encoder_sha256": checkpoint.weights_sha256(renamed(target.state_dict(), encoder_theirs)),
         "job_id": _job_id(found.run),
         "cell": found.run.root.name if found.run.root.name != "run" else None,
         "mlflow_run_id": sent_run_id(found.run) or final.get("mlflow_run_id"),
