@@ -26,6 +26,7 @@ from stoplab_trainers.data.shards import ShardSet
 BATCH = 64
 CROP_SCALE = (0.3, 1.0)
 Way = Callable[[], object]
+Spread = dict[str, float]
 
 
 def official(folder: Path, side: int) -> Way:
@@ -76,7 +77,7 @@ def pure_decode(folder: Path) -> Way:
     return lambda: [simplejpeg.decode_jpeg(data, "RGB").nbytes for data in encoded]
 
 
-def closeness(folder: Path, side: int, decode: str, number: int) -> NDArray[np.float64]:
+def closeness(folder: Path, side: int, decode: str, number: int) -> Spread:
     """PSNR (dB) of our crops of ``number`` photos to PIL's and torchvision's of the same boxes."""
     shards = opened(folder)
     crops = loader.Images(shards)
@@ -88,7 +89,7 @@ def closeness(folder: Path, side: int, decode: str, number: int) -> NDArray[np.f
         box = crop_box(image.height, image.width, u, CROP_SCALE)
         theirs = resized_crop(image.convert("RGB"), *box, [side, side])
         found.append(_psnr(ours.permute(1, 2, 0).numpy(), np.asarray(theirs)))
-    return np.array(found)
+    return {"median": round(float(np.median(found)), 1), "min": round(min(found), 1)}
 
 
 def opened(folder: Path) -> ShardSet:

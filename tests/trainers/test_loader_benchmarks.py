@@ -37,18 +37,19 @@ def test_photos_are_jpegs_of_the_size_of_imagenets() -> None:
 
 
 def test_both_sides_give_the_same_pixels_at_224() -> None:
-    results, least_db = loader_224.measure(4, rounds=2)
+    results, psnr_db = loader_224.measure(4, rounds=2)
     assert [result.name for result in results] == ["loader_224", "of_decode"]
-    assert least_db > 50
+    assert psnr_db["min"] > 50
     assert results[0].ratio > 0
 
 
 def test_scaled_crops_are_near_at_96() -> None:
-    results, least_db = loader_96.measure(4, rounds=2)
+    results, psnr_db = loader_96.measure(4, rounds=2)
     assert [result.name for result in results] == ["loader_96", "full"]
-    assert 30 < least_db < 50, "they are near, not the same"
+    assert 25 < psnr_db["min"] <= psnr_db["median"] < 50, "they are near, not the same"
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's
 def test_both_readers_read_everything() -> None:
     result = tar.measure(4, rounds=2)
     assert (result.name, result.floor) == ("tar", 2)

@@ -97,16 +97,18 @@ def scaled_crop(
     """The `random_crop` of an image's bytes; a JPEG is decoded no larger than the crop needs.
 
     libjpeg decodes at 1/2, 1/4 or 1/8 of the size from fewer coefficients; the smallest is taken
-    in which the crop has ``data.image_size`` pixels a side or more. DataError as `decode`.
+    in which the crop has ``data.image_size`` pixels a side or more. Its edges are those of the
+    smaller image's pixels. DataError as `decode`.
     """
     try:
-        box = crop_box(*_jpeg_size(encoded), u, data.crop_scale)
-        shrink = next((by for by in SHRINKS if min(box[2:]) >= by * data.image_size), 1)
+        top, left, h, w = crop_box(*_jpeg_size(encoded), u, data.crop_scale)
+        shrink = next((by for by in SHRINKS if min(h, w) >= by * data.image_size), 1)
         image = _decode_jpeg(encoded, shrink)
     except ValueError:
         return random_crop(decode(encoded), u, data)
-    top, left, h, w = (round(edge / shrink) for edge in box)
-    return _augmented(image, (top, left, h, w), u, data)
+    edges = (top, left, top + h, left + w)
+    top, left, bottom, right = (round(edge / shrink) for edge in edges)
+    return _augmented(image, (top, left, bottom - top, right - left), u, data)
 
 
 def whole(image: Pixels, size: int) -> UInt8[Tensor, "3 size size"]:
