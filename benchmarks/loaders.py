@@ -55,18 +55,14 @@ def ours(folder: Path, side: int, decode: str = "full", normalise: bool = True) 
     plan = Plan(shards.counts, min(BATCH, len(shards)), seed=0)
     loader.KEEP_BYTES = 0
 
-    def go() -> list[int]:
-        feed = loader.batches(
-            shards,
-            plan,
-            data,
-            seed=0,
-            rank=0,
-            world=1,
-            start_step=0,
-            stop_step=plan.steps_per_epoch,
-        )
-        return [len(loader.normalise(b.images) if normalise else b.images) for b in feed]
+    floats = None
+
+    def go() -> None:
+        nonlocal floats
+        steps = {"start_step": 0, "stop_step": plan.steps_per_epoch}
+        for batch in loader.batches(shards, plan, data, seed=0, rank=0, world=1, **steps):
+            if normalise:  # as the training loop does
+                floats = loader.normalise(batch.images, floats)
 
     return go
 

@@ -223,3 +223,6 @@ def test_normalise_is_torchvisions() -> None:
     expected = (images / 255 - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(normalise(images), expected, atol=1e-6, rtol=1e-6)
     assert normalise(images).dtype == torch.float32
+    room = torch.full((2, 3, 4, 4), 7.0)
+    assert normalise(images, room) is room
+    assert torch.equal(room, normalise(images))

@@ -76,11 +76,16 @@ def batches(
             pool.shutdown(cancel_futures=True)
 
 
-def normalise(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Pixels to floats with ImageNet's mean and deviation, where the images lie."""
+def normalise(
+    images: UInt8[Tensor, "b 3 h w"], room: Float[Tensor, "b 3 h w"] | None = None
+) -> Float[Tensor, "b 3 h w"]:
+    """Pixels to floats with ImageNet's mean and deviation, where the images lie.
+
+    They are written to ``room`` where one is given: fresh memory costs more than the arithmetic.
+    """
     scale, shift = _affine(images.device)
-    floats = images.float()
-    return torch.addcmul(shift, floats, scale, out=floats)  # fresh memory costs more than the sum
+    floats = images.float() if room is None else room.copy_(images)
+    return torch.addcmul(shift, floats, scale, out=floats)
 
 
 class Images:
