@@ -16,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ALL = ("submit", "get_job", "list_jobs", "log_follow", "first_line")
+ALL += ("loader_224", "loader_96", "tar")
 
 
 def main() -> int:

@@ -36,30 +36,43 @@ def compare(
     floor: float | None = None,
     aim: float | None = None,
     at_most: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Result:
-    """Time both once a round, in turns (A B, B A, …), after one round that does not count."""
+    """Time both once a round, in turns (A B, B A, …), after one round that does not count.
+
+    `time.process_time` as the ``clock`` counts what this process computes: other load matters less.
+    """
     ratios = []
     for number in range(rounds + 1):
         first, second = (a, b) if number % 2 else (b, a)
-        times = {id(first): _seconds(first)}
-        times[id(second)] = _seconds(second)
+        times = {id(first): _seconds(first, clock)}
+        times[id(second)] = _seconds(second, clock)
         ratios.append(times[id(a)] / times[id(b)])
     low, ratio, high = statistics.quantiles(ratios[1:], n=4)
     passed = (floor is None or ratio >= floor) and (at_most is None or ratio <= at_most)
     return Result(name, ratio, (low, high), floor, aim, at_most, passed)
 
 
-def tell(name: str, results: Sequence[Result]) -> None:
+def arguments() -> argparse.Namespace:
+    """What a benchmark was asked for: `json`, and `quick` where it knows of that."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true", help="one document in place of lines")
+    parser.add_argument("--quick", action="store_true", help="few rounds: does it run at all?")
+    return parser.parse_args()
+
+
+def tell(name: str, results: Sequence[Result], **also: Any) -> None:
     """Print all results, end with 1 if one failed.
 
-    `--json` prints the one nearest to its bound, or furthest beyond it, and all as its `cases`.
+    `--json` prints the one nearest to its bound, or furthest beyond it, and all as its `cases`;
+    or the one of the benchmark's own ``name``, if there is one. ``also`` is printed beside it.
     """
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", action="store_true")
-    if parser.parse_args().json:
+    if arguments().json:
+        named = [result for result in results if result.name == name]
         worst = max(results, key=_badness)
-        cases = [asdict(result) for result in results]
-        print(json.dumps({**asdict(worst), "name": name, "worst": worst.name, "cases": cases}))
+        told = asdict(named[0] if named else worst) | {"worst": worst.name, **also}
+        told["passed"] = all(result.passed for result in results)
+        print(json.dumps({**told, "name": name, "cases": [asdict(result) for result in results]}))
     else:
         for result in results:
             low, high = result.quartiles
@@ -68,10 +81,10 @@ def tell(name: str, results: Sequence[Result]) -> None:
     sys.exit(not all(result.passed for result in results))
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(work: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _badness(result: Result) -> float:

@@ -182,7 +182,7 @@ def _assumed(spec: RunSpec) -> Range:
         threads = compute.workers * compute.resolved_threads**THREADS
         speed = CPU_FLOPS * (threads * width / (width + NARROW))
     if spec.data.train not in EMBEDDED_IMAGES:
-        bounds.append(DECODED_PER_S * (compute.workers * spec.data.loader_threads))
+        bounds.append(DECODED_PER_S * (compute.workers * max(1, spec.data.loader_threads)))
     bounds.append(speed * (1 / flops(spec).train))
     return Range(
         min(one.low for one in bounds),

@@ -339,6 +339,7 @@ class TestDigest:
             {"optim": {"lr": 1e-3}},
             {"data": {"train": "digits", "crop_scale": [0.5, 1.0]}},
             {"data": {"train": "digits", "shuffle": {"window_shards": 2}}},
+            {"data": {"train": "digits", "decode": "scaled"}},
         ],
     )
     def test_run_digest_holds_what_can(self, changes: dict[str, Any]) -> None:

@@ -70,6 +70,8 @@ def test_decoding_bounds_a_gpu() -> None:
     changes = {"compute.gpus_per_worker": 1, "data.train": "/x/{0..9}.tar", "evals": []}
     spec = parse(RunSpec, override(tiny().plain(), changes))
     assert rate(spec, []).samples_per_s.value == 400 * spec.data.loader_threads
+    alone = parse(RunSpec, override(spec.plain(), {"data.loader_threads": 0}))
+    assert rate(alone, []).samples_per_s.value == 400, "the training thread decodes"
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,19 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import center_crop, resize
 
 from stoplab_platform.errors import DataError
+from stoplab_platform.randomness import Stream, row_keys
+from stoplab_platform.randomness import uniforms as draws
 from stoplab_platform.specs.data import DataSpec
+from stoplab_trainers.data import decode as decode_module
 from stoplab_trainers.data.decode import (
     ASPECT,
     ATTEMPTS,
+    BLUR_STD,
     NUM_UNIFORMS,
     crop_box,
     decode,
     random_crop,
+    scaled_crop,
     whole,
 )
 from support_shards import encoded, picture
@@ -151,6 +156,64 @@ def test_flip_grey_and_blur_happen_as_often_as_asked_and_do_what_they_say() -> N
     u[[flip, grey, blur]] = 0.5, 0.2, 0.3
     untouched = random_crop(image, u, data(hflip=True, grayscale=0.2, blur=0.3))
     assert torch.equal(untouched, plain)
+
+
+def test_flip_grey_and_blur_come_as_often_as_the_published_code_has_them() -> None:
+    """ijepa:src/transforms.py with StoP's configs: 0.5, 0.2, 0.5, blur's width even in 0.1 to 2."""
+    keys = row_keys(0, Stream.AUGMENT, 3, rows=np.arange(20_000))
+    flip, grey, blur, std = draws(keys, NUM_UNIFORMS)[:, 2 * ATTEMPTS + 2 :].T
+    for happens, share in ((flip < 0.5, 0.5), (grey < 0.2, 0.2), (blur < 0.5, 0.5)):
+        assert abs(happens.mean() - share) < 4 * math.sqrt(share * (1 - share) / 20_000)
+    together = np.corrcoef([flip, grey, blur, std])
+    assert np.abs(together - np.eye(4)).max() < 0.03, "none follows from another"
+    np.testing.assert_allclose(np.quantile(std, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02)
+    assert BLUR_STD == (0.1, 2.0)
+
+
+SIZES = [(375, 500, 96), (375, 501, 40), (483, 321, 17), (90, 120, 64)]
+
+
+@pytest.mark.parametrize(("height", "width", "side"), SIZES)
+def test_a_scaled_crop_is_the_crop_from_fewer_coefficients(
+    height: int, width: int, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpeg = encoded(picture(9, height, width), "jpeg", quality=90)
+    full, shrinks = decode_module._decode_jpeg, []
+
+    def watched(encoded_jpeg: bytes, shrink: int = 1) -> np.ndarray:
+        shrinks.append(shrink)
+        pixels = full(encoded_jpeg, shrink)
+        assert pixels.shape[:2] == (-(-height // shrink), -(-width // shrink))
+        return pixels
+
+    monkeypatch.setattr(decode_module, "_decode_jpeg", watched)
+    spec = data(image_size=side, decode="scaled", hflip=True, grayscale=0.2)
+    for seed in range(40):
+        u = uniforms(seed)
+        found = scaled_crop(jpeg, u, spec)
+        expected = random_crop(full(jpeg), u, spec)
+        shortest = min(crop_box(height, width, u, spec.crop_scale)[2:])
+        assert shortest >= shrinks[-1] * side or shrinks[-1] == 1
+        assert shrinks[-1] == 8 or shortest < 2 * shrinks[-1] * side
+        error = (found.double() - expected.double()).square().mean()
+        assert 10 * math.log10(255**2 / max(float(error), 1e-9)) > 30
+        if shrinks[-1] == 1:
+            assert torch.equal(found, expected)
+    assert (set(shrinks) == {1}) == (side == 64)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "CMYK", "broken"])
+def test_what_cannot_be_scaled_is_decoded_whole(kind: str) -> None:
+    image = Image.fromarray(picture(10, 120, 160)).convert("CMYK" if kind == "CMYK" else "RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, kind if kind in ("png", "webp") else "jpeg")
+    u, spec = uniforms(4), data(decode="scaled")
+    if kind == "broken":
+        with pytest.raises(DataError, match="no image that can be read"):
+            scaled_crop(buffer.getvalue()[:900], u, spec)
+    else:
+        expected = random_crop(decode(buffer.getvalue()), u, spec)
+        assert torch.equal(scaled_crop(buffer.getvalue(), u, spec), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (33, 33), (10, 200), (16, 16)])

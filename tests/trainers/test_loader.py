@@ -8,8 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.data import DataSpec
@@ -71,11 +74,40 @@ def test_batches_hold_the_steps_the_plan_and_the_images_they_name(shards: ShardS
             assert (image.float().mean((1, 2)) - mean).abs().max() < 25
 
 
-@pytest.mark.parametrize("threads", [2, 7])
+@pytest.mark.parametrize("decode", ["full", "scaled"])
+@pytest.mark.parametrize("threads", [0, 2, 7])
 @pytest.mark.invariant(14)
-def test_threads_change_no_result(shards: ShardSet, threads: int) -> None:
-    expected = list(made(shards))
-    assert_same(list(made(shards, threads=threads)), expected)
+def test_threads_change_no_result(shards: ShardSet, threads: int, decode: str) -> None:
+    expected = list(made(shards, decode=decode))
+    assert_same(list(made(shards, threads=threads, decode=decode)), expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.none() | st.integers(1, 3), st.sampled_from([1, 2, 3, 6]), st.integers(0, 4),
+    st.integers(0, 11), st.sampled_from(["full", "scaled"]),
+)  # fmt: skip
+@pytest.mark.invariant(14)
+def test_window_ranks_threads_and_the_step_of_a_resume_change_no_result(
+    tmp_path_factory: pytest.TempPathFactory,
+    window: int | None, world: int, threads: int, start: int, decode: str,
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.getbasetemp() / "drawn"
+    if not folder.exists():
+        folder.mkdir()
+        three_shards(folder, (9, 14, 8), kind="jpg")
+    shards = ShardSet.open(str(folder / "*.tar"), folder / "cache")
+    options: dict[str, object] = {"shuffle": {"window_shards": window}, "decode": decode}
+    expected = list(made(shards, **options))[start:]
+    parts = [
+        list(made(shards, rank=rank, world=world, threads=threads, start=start, **options))
+        for rank in range(world)
+    ]
+    joined = [
+        Batch(of[0].step, np.concatenate([b.ids for b in of]), torch.cat([b.images for b in of]))
+        for of in zip(*parts, strict=True)
+    ]
+    assert_same(joined, expected)
 
 
 @pytest.mark.parametrize("start", [1, 5, 11])
@@ -134,6 +166,38 @@ def test_only_few_batches_are_made_ahead(shards: ShardSet, monkeypatch: pytest.M
     feed.close()  # type: ignore[attr-defined]
 
 
+def test_without_threads_nothing_is_made_before_it_is_asked_for(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "KEEP_BYTES", 0)
+    decoded: list[bytes] = []
+    monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
+    before = threading.active_count()
+    feed = made(shards, threads=0, stop=1000)
+    for number in (1, 2, 3):
+        next(feed)
+        assert len(decoded) == number * BATCH
+    assert threading.active_count() == before
+
+
+def test_torch_starts_no_threads_within_ours(tmp_path: Path) -> None:
+    samples = [(f"s{n}", {"jpg": encoded(picture(n, 300, 400), "jpeg")}) for n in range(8)]
+    write_shard(tmp_path / "a.tar", samples)
+    large = ShardSet.open(str(tmp_path / "a.tar"), tmp_path / "cache")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        torch.zeros(1 << 20).add_(1)  # torch's own are there from now on
+        before = psutil.Process().num_threads()
+        feed = made(large, threads=2, image_size=224, stop=1000)
+        next(feed)
+        assert psutil.Process().num_threads() <= before + 2
+        assert torch.get_num_threads() == 4
+        feed.close()  # type: ignore[attr-defined]
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_closing_ends_the_threads(shards: ShardSet) -> None:
     before = threading.active_count()
     feed = made(shards, threads=3, stop=1000)
@@ -143,13 +207,14 @@ def test_closing_ends_the_threads(shards: ShardSet) -> None:
     assert threading.active_count() == before
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("decode", "threads"), [("full", 2), ("full", 0), ("scaled", 2)])
+def test_a_broken_image_is_named(tmp_path: Path, decode: str, threads: int) -> None:
     samples = [(f"s{n}", members(n)) for n in range(9)]
     samples[4] = ("s4", {"png": encoded(picture(4))[:200]})
     write_shard(tmp_path / "a.tar", samples)
     shards = ShardSet.open(str(tmp_path / "a.tar"), tmp_path / "cache")
     with pytest.raises(DataError, match=r"sample 's4' in .*a\.tar: no image that can be read"):
-        list(made(shards, threads=2, stop=3))
+        list(made(shards, threads=threads, decode=decode, stop=3))
 
 
 def test_normalise_is_torchvisions() -> None:
@@ -158,3 +223,6 @@ def test_normalise_is_torchvisions() -> None:
     expected = (images / 255 - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(normalise(images), expected, atol=1e-6, rtol=1e-6)
     assert normalise(images).dtype == torch.float32
+    room = torch.full((2, 3, 4, 4), 7.0)
+    assert normalise(images, room) is room
+    assert torch.equal(room, normalise(images))

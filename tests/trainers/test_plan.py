@@ -80,6 +80,35 @@ def test_a_window_keeps_samples_near_where_they_lie() -> None:
     assert not np.array_equal(order, np.sort(order)), "and so are the samples in a window"
 
 
+@settings(deadline=None)
+@given(sets(), st.integers(1, 10), st.integers(0, 5))
+def test_windows_stream_no_more_shards_are_open_than_a_window_has(
+    facts: Facts, window: int, number: int
+) -> None:
+    counts, batch_size, seed, _ = facts
+    order = epoch(Plan(counts, batch_size, seed, window), number)
+    shards = np.searchsorted(np.cumsum(counts), order, side="right")
+    spans = [np.flatnonzero(shards == shard)[[0, -1]] for shard in np.unique(shards)]
+    opened, closed = np.sort(np.array(spans), axis=0).T
+    for position in range(len(order)):
+        assert np.sum(opened <= position) - np.sum(closed < position) <= window
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=8, max_size=16), st.none() | st.integers(1, 8))
+def test_the_global_batch_is_the_same_for_any_number_of_ranks(
+    counts: list[int], window: int | None
+) -> None:
+    counts = [*counts, 48]
+    for step in (0, 1, 7):
+        expected = Plan(counts, 48, 3, window).ids(step)
+        for world in (1, 2, 3, 4, 8):
+            plans = [Plan(counts, 48, 3, window) for _ in range(world)]
+            parts = [plan.ids(step)[share(48, rank, world)] for rank, plan in enumerate(plans)]
+            assert {len(part) for part in parts} == {48 // world}
+            np.testing.assert_array_equal(np.concatenate(parts), expected)
+
+
 def test_batches_may_cross_windows() -> None:
     plan = Plan([3, 4, 2, 5, 1], 4, seed=3, window_shards=1)
     seen = epoch(plan, 0)

@@ -89,6 +89,7 @@ class Run:
         self.record = PairingRecord(self.model.state_dict())
         self.optimizer = build_optimizer(self.model, optim)
         self.schedules = Schedules(optim, self.plan.steps_per_epoch)
+        self.images: Tensor | None = None  # the last step's, whose memory the next one takes
         self.step = 0
         end = (until_epoch or optim.epochs) * self.plan.steps_per_epoch
         self.last_step = min(end, self.total_steps)
@@ -189,7 +190,7 @@ class _Done(NamedTuple):
 def _train_step(run: Run, batch: Batch) -> _Done:
     spec, device = run.spec, run.world.device
     set_step(run.optimizer, run.schedules, run.step)
-    images = normalise(batch.images.to(device, non_blocking=True))
+    images = run.images = normalise(batch.images.to(device, non_blocking=True), run.images)
     masks = draw_masks(spec, batch.step, run.rows, device)
     run.record.add(run, batch, masks)
     _, num_context = masks.context.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -63,13 +63,18 @@ class DataSpec(Spec):
     """Probability of a Gaussian blur (sigma 0.1 to 2 pixels). Default 0; StoP configs 0.5."""
     grayscale: float = Field(default=0.0, ge=0, le=1)
     """Probability of dropping the colours. Default 0; StoP configs 0.2."""
+    decode: Literal["full", "scaled"] = "full"
+    """How much of a JPEG is decoded: `full`, all its pixels, as in the published code; `scaled`, a
+    half, quarter or eighth of its side where the crop keeps `image_size` pixels or more. That is
+    faster for small crops of large images, and gives slightly other pixels. Default full."""
     shuffle: ShuffleSpec = ShuffleSpec()
     """How samples are shuffled."""
     storage: SecretRef | None = None
     """Credentials and options for remote shards (fsspec), as `secret://NAME` of a secret that
     is a JSON object. Default null: what the machine itself has."""
-    loader_threads: int = Field(default=2, ge=1, le=64)
-    """Decoding threads per worker; they change no result. Default 2."""
+    loader_threads: int = Field(default=2, ge=0, le=64)
+    """Decoding threads per worker, which change no result; 0: the training thread decodes.
+    Default 2."""
 
     def checks(self) -> Iterator[Problem]:
         """The crop's range must rise inside (0, 1]."""

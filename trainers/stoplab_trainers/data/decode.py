@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -28,14 +30,21 @@ NUM_UNIFORMS = 2 * ATTEMPTS + 6
 ASPECT = (3 / 4, 4 / 3)
 BLUR_STD = (0.1, 2.0)
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
+SHRINKS = (8, 4, 2)  # the fractions of a JPEG for which libjpeg-turbo has fast code
 
 
 def decoded(shards: ShardSet, sample_id: int) -> Pixels:
     """A sample's image in RGB: [height, width, 3]. DataError names the sample."""
-    try:
+    with _named(shards, sample_id):
         return decode(shards.read(sample_id))
-    except DataError as error:
-        raise DataError(f"sample {shards.name(sample_id)}: {error}") from error
+
+
+def scaled(
+    shards: ShardSet, sample_id: int, u: NDArray[np.float64], data: DataSpec
+) -> UInt8[Tensor, "3 side side"]:
+    """A sample's `scaled_crop`. DataError names the sample."""
+    with _named(shards, sample_id):
+        return scaled_crop(shards.read(sample_id), u, data)
 
 
 def decode(data: bytes) -> Pixels:
@@ -44,11 +53,10 @@ def decode(data: bytes) -> Pixels:
     simplejpeg and PIL give the same pixels for a JPEG; PIL also reads what simplejpeg refuses
     (CMYK, bytes between segments).
     """
-    if data.startswith(JPEG):
-        try:
-            return _decode_jpeg(data)
-        except ValueError:
-            pass
+    try:
+        return _decode_jpeg(data)
+    except ValueError:
+        pass
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return np.array(_rgb(image))
@@ -76,19 +84,31 @@ def random_crop(
 
     ``u`` holds NUM_UNIFORMS numbers in [0, 1) and decides everything. The crop's law is
     torchvision's RandomResizedCrop: area even in crop_scale, logarithm of the aspect even in
-    3/4 to 4/3, ten attempts, else the largest central crop.
+    3/4 to 4/3, ten attempts, else the largest central crop. What follows is the published code's
+    (ijepa:src/transforms.py@52c1ae9); its colour jitter has strength 0 in all configs.
     """
     height, width, _ = image.shape
-    top, left, h, w = crop_box(height, width, u, data.crop_scale)
-    pixels = _resized(image[top : top + h, left : left + w], data.image_size, data.image_size)
-    flip, grey, blur, std = u[2 * ATTEMPTS + 2 :]
-    if data.hflip and flip < 0.5:
-        pixels = pixels.flip(-1)
-    if grey < data.grayscale:
-        pixels = _grey(pixels)
-    if blur < data.blur:
-        pixels = _blurred(pixels, BLUR_STD[0] + std * (BLUR_STD[1] - BLUR_STD[0]))
-    return pixels
+    return _augmented(image, crop_box(height, width, u, data.crop_scale), u, data)
+
+
+def scaled_crop(
+    encoded: bytes, u: NDArray[np.float64], data: DataSpec
+) -> UInt8[Tensor, "3 side side"]:
+    """The `random_crop` of an image's bytes; a JPEG is decoded no larger than the crop needs.
+
+    libjpeg decodes at 1/2, 1/4 or 1/8 of the size from fewer coefficients; the smallest is taken
+    in which the crop has ``data.image_size`` pixels a side or more. Its edges are those of the
+    smaller image's pixels. DataError as `decode`.
+    """
+    try:
+        top, left, h, w = crop_box(*_jpeg_size(encoded), u, data.crop_scale)
+        shrink = next((by for by in SHRINKS if min(h, w) >= by * data.image_size), 1)
+        image = _decode_jpeg(encoded, shrink)
+    except ValueError:
+        return random_crop(decode(encoded), u, data)
+    edges = (top, left, top + h, left + w)
+    top, left, bottom, right = (round(edge / shrink) for edge in edges)
+    return _augmented(image, (top, left, bottom - top, right - left), u, data)
 
 
 def whole(image: Pixels, size: int) -> UInt8[Tensor, "3 size size"]:
@@ -135,12 +155,46 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _decode_jpeg(data: bytes) -> Pixels:
+@contextmanager
+def _named(shards: ShardSet, sample_id: int) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"sample {shards.name(sample_id)}: {error}") from error
+
+
+def _augmented(
+    image: Pixels, box: tuple[int, int, int, int], u: NDArray[np.float64], data: DataSpec
+) -> UInt8[Tensor, "3 side side"]:
+    top, left, h, w = box
+    pixels = _resized(image[top : top + h, left : left + w], data.image_size, data.image_size)
+    flip, grey, blur, std = u[2 * ATTEMPTS + 2 :]
+    if data.hflip and flip < 0.5:
+        pixels = pixels.flip(-1)
+    if grey < data.grayscale:
+        pixels = _grey(pixels)
+    if blur < data.blur:
+        pixels = _blurred(pixels, BLUR_STD[0] + std * (BLUR_STD[1] - BLUR_STD[0]))
+    return pixels
+
+
+def _decode_jpeg(data: bytes, shrink: int = 1) -> Pixels:
+    """At 1 / ``shrink`` of its size, rounded up. ValueError: left to PIL."""
+    height, width = _jpeg_size(data)
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        data, "RGB", min_height=-(-height // shrink), min_width=-(-width // shrink)
+    )
+    return pixels
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width. ValueError: no JPEG, or left to PIL."""
+    if not data.startswith(JPEG):
+        raise ValueError("no JPEG")
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     if height * width > MOST_PIXELS or colours not in ("Gray", "YCbCr", "RGB"):
         raise ValueError("left to PIL")
-    pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-    return pixels
+    return height, width
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stoplab_platform.randomness import Stream, row_keys, uniforms
 from stoplab_platform.specs.data import DataSpec
-from stoplab_trainers.data.decode import NUM_UNIFORMS, Pixels, decoded, random_crop
+from stoplab_trainers.data.decode import NUM_UNIFORMS, Pixels, decoded, random_crop, scaled
 from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.shards import ShardSet
 
@@ -50,15 +50,16 @@ def batches(
     """The batches of the steps from ``start_step`` to before ``stop_step``.
 
     A crop depends on the seed, the epoch and the sample, on nothing else. DataError names the
-    sample that cannot be read. Closing the generator ends its threads. ``pin_memory`` lets a
-    copy to a GPU run beside it.
+    sample that cannot be read. Closing the generator ends its threads; without any
+    (``data.loader_threads`` 0) a batch is made when it is asked for. ``pin_memory`` lets a copy
+    to a GPU run beside it.
     """
-    images = Images(shards)
+    images, threads = Images(shards), data.loader_threads
     making: deque[_Making] = deque()
-    pool = ThreadPoolExecutor(data.loader_threads, thread_name_prefix="stoplab-loader")
+    pool = _pool(threads) if threads else None
     try:
         for step in range(start_step, stop_step):
-            if len(making) == AHEAD:
+            if len(making) == (AHEAD if pool else 1):
                 yield making.popleft().result()
             ids = plan.ids(step)
             ids = ids[share(len(ids), rank, world)]
@@ -71,13 +72,20 @@ def batches(
         while making:
             yield making.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
-def normalise(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Pixels to floats with ImageNet's mean and deviation, where the images lie."""
+def normalise(
+    images: UInt8[Tensor, "b 3 h w"], room: Float[Tensor, "b 3 h w"] | None = None
+) -> Float[Tensor, "b 3 h w"]:
+    """Pixels to floats with ImageNet's mean and deviation, where the images lie.
+
+    They are written to ``room`` where one is given: fresh memory costs more than the arithmetic.
+    """
     scale, shift = _affine(images.device)
-    return torch.addcmul(shift, images.float(), scale)
+    floats = images.float() if room is None else room.copy_(images)
+    return torch.addcmul(shift, floats, scale, out=floats)
 
 
 class Images:
@@ -87,6 +95,14 @@ class Images:
         self._shards = shards
         self._kept: dict[int, Pixels] = {}
         self._room = KEEP_BYTES
+
+    def crop(
+        self, sample_id: int, u: NDArray[np.float64], data: DataSpec
+    ) -> UInt8[Tensor, "3 side side"]:
+        """A sample's training crop, drawn by ``u``. DataError names the sample."""
+        if data.decode == "scaled":  # how many pixels there are depends on the crop: none are kept
+            return scaled(self._shards, sample_id, u, data)
+        return random_crop(self[sample_id], u, data)
 
     def __getitem__(self, sample_id: int) -> Pixels:
         pixels = self._kept.get(sample_id)
@@ -101,12 +117,19 @@ class Images:
         return pixels
 
 
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch starts none of its own; what they decode, they decode alone."""
+    return ThreadPoolExecutor(
+        threads, "stoplab-loader", initializer=torch.set_num_threads, initargs=(1,)
+    )
+
+
 class _Making:
-    """A batch that the pool's threads fill, each its own rows."""
+    """A batch that the pool's threads fill, each its own rows; without a pool, whoever asks."""
 
     def __init__(
         self,
-        pool: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor | None,
         images: Images,
         data: DataSpec,
         draws: NDArray[np.float64],
@@ -114,21 +137,23 @@ class _Making:
     ) -> None:
         self._images, self._data, self._draws, self._batch = images, data, draws, batch
         rows = np.arange(len(batch.ids))
-        num_parts = max(data.loader_threads, len(rows) // PART)
+        num_parts = max(1, data.loader_threads, len(rows) // PART)
         parts = np.array_split(rows, min(num_parts, len(rows)))
-        self._parts: list[Future[None]] = [pool.submit(self._fill, part) for part in parts]
+        self._parts: list[Callable[[], None]] = [
+            pool.submit(self._fill, part).result if pool else partial(self._fill, part)
+            for part in parts
+        ]
 
     def result(self) -> Batch:
         for part in self._parts:
-            part.result()
+            part()
         return self._batch
 
     def _fill(self, rows: NDArray[np.int64]) -> None:
-        # NumPy copies: torch would start threads of its own in each of ours.
         out = self._batch.images.numpy()
         for row in rows:
-            image = self._images[int(self._batch.ids[row])]
-            out[row] = random_crop(image, self._draws[row], self._data).numpy()
+            sample_id, u = int(self._batch.ids[row]), self._draws[row]
+            out[row] = self._images.crop(sample_id, u, self._data).numpy()
 
 
 @cache
