@@ -7,6 +7,7 @@ spec. It is imported where a spec first names it, also by processes without torc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
@@ -23,28 +24,40 @@ class PluginError(StoplabError, ValueError):
 
 
 @cache
-def installed(part: str) -> dict[str, EntryPoint]:
+def installed(part: str) -> Mapping[str, tuple[EntryPoint, ...]]:
     """The plug-ins of a part (one of `PARTS`), by kind; none of them is imported."""
-    points = (point for point in entry_points(group=GROUP) if point.name.startswith(f"{part}."))
-    return {point.name.partition(".")[2]: point for point in sorted(points, key=lambda p: p.name)}
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in sorted(entry_points(group=GROUP), key=origin):
+        whose, _, kind = point.name.partition(".")
+        if whose == part:
+            found[kind] = (*found.get(kind, ()), point)
+    return found
 
 
-def spec_class(part: str, kind: str) -> Any:
-    """The spec class of an installed plug-in; PluginError where it cannot be imported."""
-    point = installed(part)[kind]
+def spec_class(part: str, kind: str, base: type) -> Any:
+    """The spec class of an installed plug-in, which derives from ``base``; else PluginError."""
+    point, *others = installed(part)[kind]
+    if others:
+        names = " and ".join(origin(one) for one in (point, *others))
+        raise PluginError(f"{kind!r} is brought by {names}: uninstall all but one")
     try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"plug-in {origin(point)} cannot be imported: {error}") from error
+        loaded = point.load()
+    except Exception as error:  # a package of others may fail in any way
+        raise PluginError(f"plug-in {origin(point)} cannot be imported: {_told(error)}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        text = f"{point.value} derives from no {base.__name__}"
+        raise PluginError(f"plug-in {origin(point)} cannot be used: {text}")
+    return loaded
 
 
 def torch_part(part: str, kind: str, implementation: str) -> Any:
     """What a plug-in's spec names as its torch part; SpecError where it cannot be imported."""
     try:
         return resolve_name(implementation)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # as above
         text = (
-            f"{kind!r} names {implementation!r} as what trains, which cannot be imported: {error}"
+            f"{kind!r} names {implementation!r} as what trains, which cannot be imported: "
+            f"{_told(error)}"
         )
         raise SpecError.of(part, text) from error
 
@@ -55,7 +68,12 @@ def origin(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}"
 
 
-def versions(kinds: dict[str, str]) -> dict[str, str]:
-    """Of a run's kinds, by part, those that are plug-ins: `{"positions.clipped": "name 0.1.0"}`."""
-    found = {part: installed(part).get(kind) for part, kind in kinds.items()}
-    return {f"{part}.{kinds[part]}": origin(point) for part, point in found.items() if point}
+def versions(kinds: Mapping[str, str]) -> dict[str, str]:
+    """Of a run's plug-ins, by part: `{"positions.clipped": "stoplab-clipped 0.1.0"}`."""
+    points = {f"{part}.{kind}": installed(part)[kind][0] for part, kind in kinds.items()}
+    return {name: origin(point) for name, point in points.items()}
+
+
+def _told(error: Exception) -> str:
+    """An error of foreign code, whose text alone may say nothing."""
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ import torch
 from stoplab_trainers.diagnostics.album import shown_patches
 from stoplab_trainers.diagnostics.coverage import coverage
 from stoplab_trainers.diagnostics.landing import (
+    AT_ONCE,
     displacements,
     grid_distances,
     landing,
@@ -20,6 +21,7 @@ from stoplab_trainers.diagnostics.noise import (
     spectrum,
     spectrum_stats,
 )
+from stoplab_trainers.masking import draw_masks
 from support_models import case
 from support_runs import tiny
 
@@ -38,6 +40,17 @@ class TestLanding:
                 wanted[row, squares.argmin()] += 1 / 200
         assert np.allclose(found.numpy(), wanted, atol=1e-6)
         assert (found > 0).sum() > len(at)  # it does move
+
+    def test_memory_is_bounded_however_many_draws(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A batch of distances would hold a copy of the table for every draw."""
+        plain, shapes = torch.cdist, []
+        monkeypatch.setattr(
+            torch, "cdist", lambda a, b: (shapes.append((a.shape, b.shape)), plain(a, b))[1]
+        )
+        made = case()
+        landing(made.model, made.spec, torch.tensor([0, 5, 15]), draws=1000)
+        assert len(shapes) == 2
+        assert all(len(a) == len(b) == 2 and a[0] <= AT_ONCE for a, b in shapes)
 
     def test_the_draws_have_the_law_of_training(self) -> None:
         made = case(positions__noise_std=0.5)
@@ -90,7 +103,7 @@ class TestSpectrum:
         made = case(positions__noise_std=0.3)
         a = made.model.predictor.embed.weight.detach().double().numpy()
         wanted = np.linalg.eigvalsh(0.09 * a @ a.T)[::-1]
-        found = spectrum(made.model)
+        found = spectrum(made.model, made.spec)
         assert found is not None
         assert np.allclose(found, wanted, atol=1e-6)
         shares = wanted / wanted.sum()
@@ -102,28 +115,30 @@ class TestSpectrum:
 
     def test_the_trace_is_the_square_of_the_length(self) -> None:
         made = case()
-        values = spectrum(made.model)
+        values = spectrum(made.model, made.spec)
         assert values is not None
         table = made.model.predictor.pos_embed[0]
         step = float((table[1] - table[0]).norm())
-        found = position_stats(made.model, made.spec)["stop/displacement_patches"]
+        told = position_stats(made.model, made.spec, torch.ones(1, 16))
+        found = told["stop/displacement_patches"]
         assert values.sum() ** 0.5 / step == pytest.approx(found, rel=1e-4)
 
     def test_a_narrow_encoder_leaves_directions_without_noise(self) -> None:
         sizes = {"encoder": "custom", "width": 8, "depth": 1, "heads": 2, "patch_size": 4}
         made = case(model=sizes | {"predictor": {"width": 16, "depth": 1}, "init": "small"})
-        values = spectrum(made.model)
+        values = spectrum(made.model, made.spec)
         assert values is not None
         assert len(values) == 16
         assert (values[8:] == 0).all()
         assert effective_rank(values) <= 8
 
     def test_other_covariances(self) -> None:
-        identity = spectrum(case(positions__covariance="identity").model)
+        made = case(positions__covariance="identity")
+        identity = spectrum(made.model, made.spec)
         assert identity is not None
         assert effective_rank(identity) == pytest.approx(16)
-        assert spectrum(case(positions__kind="deterministic").model) is None
-        assert spectrum(case(positions__noise_std=0.0).model) is None
+        for still in (case(positions__kind="deterministic"), case(positions__noise_std=0.0)):
+            assert spectrum(still.model, still.spec) is None
 
     def test_no_variance_has_no_rank(self) -> None:
         assert effective_rank(np.zeros(4)) == 0
@@ -138,6 +153,21 @@ class TestCoverage:
         # Every image has as many context patches as the maps say.
         assert seen.shortest <= seen.context.sum() <= 16
         assert 0 < seen.stats()["mask/context_coverage"] == seen.context.min()
+
+    def test_a_large_batch_hides_no_size_of_blocks(self) -> None:
+        """Sizes of blocks, and so the lengths of contexts, are drawn once a step."""
+        spec = tiny(data__image_size=32, optim__batch_size=1024)
+        lengths = [draw_masks(spec, step, slice(0, 1)).context.shape[1] for step in range(64)]
+        assert lengths[0] > min(lengths)
+        assert coverage(spec).shortest == min(lengths)
+
+    def test_the_official_one_is_cut_as_in_training(self) -> None:
+        official = {"kind": "multiblock", "min_keep": 4, "sampler": "official"}
+        spec = tiny(masking=official, data__image_size=32, optim__batch_size=512)
+        first = [draw_masks(spec, step, slice(0, 512)).context.shape[1] for step in range(4)]
+        few = [draw_masks(spec, step, slice(0, 32)).context.shape[1] for step in range(64)]
+        assert coverage(spec).shortest <= min(first)
+        assert coverage(spec).context.sum() < np.mean(few)
 
     def test_the_official_one_never_draws_the_last_row_and_column(self) -> None:
         seen = coverage(

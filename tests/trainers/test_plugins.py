@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -25,9 +26,12 @@ from stoplab_platform.paths import JobFolder, read_json
 from stoplab_platform.specs import RunSpec, SweepSpec, applied, parse
 from stoplab_platform.specs.schema import schema_of
 from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.diagnostics.landing import displacements
+from stoplab_trainers.diagnostics.noise import position_stats, spectrum
 from stoplab_trainers.loop import Run, steps
 from stoplab_trainers.main import main
 from stoplab_trainers.model.jepa import build_model
+from stoplab_trainers.model.positions import position_step
 from support_models import case
 from support_plugins import blocks, install, install_clipped
 from support_runs import TINY, tiny
@@ -46,6 +50,8 @@ from itertools import islice
 from pathlib import Path
 from stoplab_platform.specs import load_spec
 from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.diagnostics.landing import displacements
+from stoplab_trainers.diagnostics.noise import position_stats, spectrum
 from stoplab_trainers.loop import Run, steps
 run = Run(load_spec(Path(sys.argv[1])), ShardSet.open("digits", Path(sys.argv[1]).parent))
 for report in islice(steps(run), 3):
@@ -131,6 +137,26 @@ def test_its_noise_is_its_own(installing: Installing) -> None:
     assert flops(made.spec).train == flops(case().spec).train
 
 
+def test_diagnostics_measure_what_its_noise_does(installing: Installing) -> None:
+    """Clipped at half a deviation it is much shorter than StoP's by the same numbers."""
+    installing(install_clipped)
+    tight = {"kind": "clipped", "noise_std": 0.5, "bound": 0.5}
+    made, plain = case(positions=tight), case(positions__noise_std=0.5)
+    moved = displacements(made.model, made.spec, 5, 4000).detach()[:, 1:].flatten(0, 1)
+    features = torch.ones(1, 16)
+    told, stop = (position_stats(one.model, one.spec, features) for one in (made, plain))
+    length = told["stop/displacement_patches"] * position_step(16)
+    assert length == pytest.approx(float(moved.square().sum(1).mean().sqrt()), rel=0.03)
+    assert told["stop/displacement_patches"] < 0.5 * stop["stop/displacement_patches"]
+    assert told["stop/noise_to_signal"] < 0.5 * stop["stop/noise_to_signal"]
+    values = spectrum(made.model, made.spec)
+    assert values is not None
+    assert np.allclose(values, torch.linalg.eigvalsh(torch.cov(moved.T)).flip(0), rtol=0.1)
+    quiet = case(positions={**CLIPPED, "noise_std": 0})
+    assert position_stats(quiet.model, quiet.spec, features)["stop/displacement_patches"] == 0
+    assert spectrum(quiet.model, quiet.spec) is None
+
+
 def test_mistakes_are_told_by_its_own_spec(installing: Installing) -> None:
     installing(install_clipped)
     for wrong, path in (({"bound": -1}, "bound"), ({"bounds": 1}, "bounds")):
@@ -164,20 +190,69 @@ def test_it_is_a_kind_like_any_other(installing: Installing) -> None:
     assert parse(SweepSpec, sweep).num_runs() == 4
 
 
-def test_a_package_that_cannot_be_imported_is_named(installing: Installing) -> None:
+BROKEN = {
+    "missing": ("import nix", "cannot be imported: No module named 'nix'"),
+    "unread": ("def (", "cannot be imported: SyntaxError: "),
+    "raising": ("1 / 0", "cannot be imported: ZeroDivisionError: "),
+    "without": ("", "cannot be imported: AttributeError: "),
+    "number": ("Positions = 1", "cannot be used: stoplab_broken:Positions derives from no Plugin"),
+    "masking": (
+        "from stoplab_platform.specs.masking import PluginMasking as Positions",
+        "derives from no PluginPositions",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_package_that_is_broken_is_named_and_breaks_nothing(
+    installing: Installing, name: str
+) -> None:
+    module, said = BROKEN[name]
     points = {"positions.broken": "stoplab_broken:Positions"}
-    installing(
-        lambda site: install(site, "stoplab-broken", "3", {"__init__": "import nix"}, points)
-    )
-    with pytest.raises(SpecError, match=r"plug-in stoplab-broken 3 cannot be imported: .*nix"):
+    installing(lambda site: install(site, "stoplab-broken", "3", {"__init__": module}, points))
+    with pytest.raises(SpecError, match=f"plug-in stoplab-broken 3 .*{said}"):
         tiny(positions={"kind": "broken"})
     assert tiny().positions.kind == "stochastic"
-    assert schema_of(RunSpec)["properties"]["positions"]["oneOf"]
+    assert len(schema_of(RunSpec)["properties"]["positions"]["oneOf"]) == 2
+
+
+def test_what_has_no_schema_stays_out_of_the_schema(installing: Installing) -> None:
+    module = blocks("python")[0].replace(
+        "    bound: float", "    way: type = int\n    bound: float"
+    )
+    points = {"positions.clipped": "stoplab_clipped:ClippedPositions"}
+    installing(lambda site: install(site, "stoplab-clipped", "4", {"__init__": module}, points))
+    assert tiny(positions=CLIPPED).positions.kind == "clipped"
+    assert len(schema_of(RunSpec)["properties"]["positions"]["oneOf"]) == 2
+
+
+def test_a_kind_of_ours_stays_ours(installing: Installing) -> None:
+    points = {"positions.stochastic": "stoplab_clipped:ClippedPositions"}
+    modules = {"__init__": blocks("python")[0]}
+    installing(lambda site: install(site, "stoplab-clipped", "9", modules, points))
+    assert tiny().plugins() == {}
+    assert len(schema_of(RunSpec)["properties"]["positions"]["oneOf"]) == 2
+    with pytest.raises(SpecError, match="installed here: none"):
+        tiny(positions={"kind": "clipped"})
+
+
+def test_a_kind_of_two_packages_is_nobodys(installing: Installing) -> None:
+    def both(site: Path) -> None:
+        install_clipped(site)
+        points = {"positions.clipped": "stoplab_other:ClippedPositions"}
+        install(site, "stoplab-other", "1", {"__init__": blocks("python")[0]}, points)
+
+    installing(both)
+    said = "'clipped' is brought by stoplab-clipped 0.1.0 and stoplab-other 1: uninstall all but"
+    with pytest.raises(SpecError, match=said):
+        tiny(positions=CLIPPED)
+    assert len(schema_of(RunSpec)["properties"]["positions"]["oneOf"]) == 2
 
 
 @pytest.mark.parametrize(
     ("torch_module", "said"),
     [("import nix", "what trains, which cannot be imported: .*nix"),
+     ("def (", "what trains, which cannot be imported: SyntaxError: "),
      ("class ClippedNoise:\n    def __init__(self, *given): ...\n", "makes no PositionNoise")],
 )  # fmt: skip
 def test_a_torch_part_that_does_not_fit(
@@ -217,3 +292,7 @@ def test_an_objective(installing: Installing, home: Path) -> None:
     reports = list(islice(steps(run), 38))
     assert 0 < reports[-1].metrics["train/loss"] < reports[0].metrics["train/loss"] < 2
     assert run.spec.plugins() == {"objective.cosine": "stoplab-cosine 1"}
+    schema = Draft202012Validator(schema_of(RunSpec))
+    for written in ("cosine", {"kind": "cosine"}):
+        schema.validate({**run.spec.plain(), "objective": written})
+    assert not schema.is_valid({**run.spec.plain(), "objective": {"kind": "sine"}})

@@ -16,7 +16,7 @@ from stoplab_platform.supervisor import judge
 from stoplab_platform.tracking import MemoryTracker
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
-from stoplab_trainers.diagnostics import watching
+from stoplab_trainers.diagnostics import pictures, watching
 from stoplab_trainers.diagnostics.alarm import Alarm, Collapsed
 from stoplab_trainers.diagnostics.probe import (
     Look,
@@ -25,7 +25,7 @@ from stoplab_trainers.diagnostics.probe import (
     location_r2,
     rankme,
 )
-from stoplab_trainers.diagnostics.watching import Watching
+from stoplab_trainers.diagnostics.watching import Watching, leave_pictures
 from stoplab_trainers.launch import execute
 from stoplab_trainers.loop import Run, train
 from stoplab_trainers.model.jepa import build_model
@@ -143,6 +143,22 @@ class TestWatching:
         second = Watching(again, started(), RunFolder(tmp_path))
         assert second._alarm._start == first._alarm._start
         assert second._look(again) == first._look(run) == first.metrics
+
+
+def test_a_picture_that_fails_costs_no_other(
+    digits: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def fails(*_: Any) -> None:
+        raise ValueError("no room for labels")
+
+    monkeypatch.setattr(pictures, "positions_picture", fails)
+    tracker = started()
+    leave_pictures(Run(tiny(), digits), RunFolder(tmp_path), tracker)
+    kept = [path.name for _, path in tracker.artifacts]
+    assert kept == ["coverage.png", "predictions.png"]  # no metrics: no history
+    assert "could not be drawn" in caplog.text
+    assert "no room for labels" in caplog.text
 
 
 class TestCollapse:

@@ -1,6 +1,7 @@
 """Look into one run: pictures, a page that explains them, and all numbers.
 
-    python -m stoplab_trainers.inspecting RUN [--out FOLDER] [--images PATH]... [--draws S] [--json]
+    python -m stoplab_trainers.inspecting RUN [--out FOLDER] [--force] [--images PATH]...
+        [--draws S] [--json]
 
 RUN is a job's id, `JOB/CELL` of a study, an MLflow run's id, or the path of a checkpoint, a run's
 or a job's folder.
@@ -13,8 +14,10 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from stoplab_platform import logs
 from stoplab_platform.errors import (
+    CheckpointError,
     DataError,
     NotFound,
     SettingsError,
@@ -38,7 +42,8 @@ from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.shards import ShardSet
-from stoplab_trainers.diagnostics.album import DRAWS, Album, Subject, album
+from stoplab_trainers.diagnostics.album import DRAWS, PICTURES, Album, Subject, album
+from stoplab_trainers.diagnostics.masks import rows_together
 from stoplab_trainers.diagnostics.page import page, table
 from stoplab_trainers.diagnostics.probe import Probe, features_stats, first_images
 from stoplab_trainers.diagnostics.watching import spooled_series
@@ -47,6 +52,9 @@ from stoplab_trainers.weights.trained import Trained, open_trained
 
 log = logging.getLogger("stoplab.inspect")
 
+PAGE, NUMBERS = "index.html", "diagnostics.json"
+NAMES = (PAGE, NUMBERS, *(one.file for one in PICTURES))
+"""All files that a look may leave."""
 IMAGES = 4  # of the run's own data
 MOST_IMAGES = 16
 MOST_DRAWS = 1024
@@ -58,6 +66,7 @@ def main(arguments: list[str] | None = None) -> Exit:
     parser = argparse.ArgumentParser(prog="python -m stoplab_trainers.inspecting")
     parser.add_argument("run")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--images", type=Path, action="append", default=[])
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--json", action="store_true")
@@ -65,7 +74,9 @@ def main(arguments: list[str] | None = None) -> Exit:
     if not options.json:
         logs.to_stdout()
     try:
-        document, folder = inspect_run(options.run, options.out, options.images, options.draws)
+        document, folder = inspect_run(
+            options.run, options.out, options.images, options.draws, force=options.force
+        )
     except (StoplabError, OSError) as error:
         print(error, file=sys.stderr)
         refused = isinstance(error, SpecError | DataError | SettingsError | NotFound)
@@ -77,26 +88,76 @@ def main(arguments: list[str] | None = None) -> Exit:
 
 
 def inspect_run(
-    name: str, out: Path | None, files: Sequence[Path], draws: int
+    name: str, out: Path | None, files: Sequence[Path], draws: int, *, force: bool = False
 ) -> tuple[dict[str, Any], Path]:
-    """Draw and measure; the document of numbers, and the folder that holds everything."""
+    """Draw and measure; the document of numbers, and the folder that holds everything.
+
+    ``force``: replace what an earlier look, or somebody else, left under the same names.
+    """
     if not 2 <= draws <= MOST_DRAWS:
         raise SpecError.of("draws", f"{draws} must be from 2 to {MOST_DRAWS}")
     settings = Settings()
     found = open_trained(find(name, settings))
     log.info("%s at step %d", found.folder.root, found.step)
+    folder = (out or Path(f"inspect-{_label(found.folder)}-step-{found.step}")).absolute()
+    _refuse(found, folder, force=force)
     shards = None if files else _own_data(found.spec, settings)
     images, source = _images(found.spec, files, shards)
-    folder = out or Path(f"inspect-{_label(found.folder)}")
     subject = Subject(found.spec, found.model, found.target, images, spooled_series(found.folder))
-    made = album(subject, folder, draws)
-    _add_features(made, found, shards)
-    document = {"run": _told(found, source), **made.numbers}
-    document |= {"pictures": [one._asdict() for one in made.pictures], "absent": made.absent}
-    write_json(folder / "diagnostics.json", document)
-    title = f"{found.spec.name}, step {found.step}"
-    write_atomic(folder / "index.html", page(title, _lines(document["run"]), made))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # What fails midway leaves an earlier look as it was.
+    with TemporaryDirectory(dir=folder.parent, prefix=".stoplab-") as draft:
+        made = album(subject, Path(draft), draws)
+        _add_features(made, found, shards)
+        made.numbers = _for_json(made.numbers)
+        document = {"run": _told(found, source), **made.numbers}
+        document |= {"pictures": [one._asdict() for one in made.pictures], "absent": made.absent}
+        write_json(Path(draft) / NUMBERS, document)
+        title = f"{found.spec.name}, step {found.step}"
+        write_atomic(Path(draft) / PAGE, page(title, _lines(document["run"]), made))
+        _put(Path(draft), folder)
     return document, folder
+
+
+def _refuse(found: Trained, folder: Path, *, force: bool) -> None:
+    """CheckpointError for weights that are no numbers, DataError for files that would be lost."""
+    states = {"model": found.model.state_dict(), "target": found.target.state_dict()}
+    wrong = [
+        f"{whose}.{name}"
+        for whose, state in states.items()
+        for name, value in state.items()
+        if not value.isfinite().all()
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"the weights at step {found.step} are not all finite numbers, so that there is "
+            f"nothing to see: {wrong[0]}{more}"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"out: {folder} is no folder")
+    there = [name for name in NAMES if (folder / name).exists()]
+    if there and not force:
+        raise DataError(f"out: {', '.join(there)} in {folder} would be replaced; --force does it")
+
+
+def _put(draft: Path, folder: Path) -> None:
+    """Move what was drawn; a picture of an earlier look that this one has not goes."""
+    folder.mkdir(exist_ok=True)
+    for name in NAMES:
+        if (draft / name).exists():
+            (draft / name).replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _for_json(value: Any) -> Any:
+    """Numbers as JSON knows them: it has none that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _for_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _own_data(spec: RunSpec, settings: Settings) -> ShardSet | None:
@@ -111,7 +172,7 @@ def _images(
     spec: RunSpec, files: Sequence[Path], shards: ShardSet | None
 ) -> tuple[UInt8[Tensor, "b 3 side side"], str]:
     """The images that are drawn on, and where they come from."""
-    size, most = spec.data.image_size, min(MOST_IMAGES, spec.optim.batch_size)
+    size, most = spec.data.image_size, min(MOST_IMAGES, rows_together(spec))
     if shards is not None:
         return first_images(shards, size, min(IMAGES, most)), "the first of the run's own data"
     if not files:

@@ -251,7 +251,7 @@ def _measure(run: Run, done: _Done) -> dict[str, float]:
         "train/grad_norm": float(done.gradient_norm),
         "mask/context_tokens": float(masks.context.shape[1]),
         "mask/effective_ratio": float(_covered(masks, patches).float().mean()),
-        **position_stats(run.model, run.spec, flat),
+        **position_stats(run.model, run.spec, run.model.seen),
     }
     if run.averages:
         metrics["train/ema"] = run.schedules.momentum(run.step)

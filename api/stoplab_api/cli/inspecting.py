@@ -24,8 +24,10 @@ def inspect(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for the page and its pictures. By default inspect-RUN here."),
+        typer.Option(help="A folder for the page and its pictures. By default inspect-RUN-step-N "
+                     "here."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     images: Annotated[
         list[Path] | None,
         typer.Option(help="An image to draw on, or a folder of some; may be repeated. By default "
@@ -40,5 +42,6 @@ def inspect(
     words = [run, "--draws", str(draws)]
     words += [word for image in images or () for word in ("--images", str(image))]
     words += ["--out", str(out)] if out else []
+    words += ["--force"] if force else []
     words += ["--json"] if as_json else []
     hand_over("inspecting", words)

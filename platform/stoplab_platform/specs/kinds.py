@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
 )
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
@@ -37,12 +38,14 @@ class Kinds:
     """Marks a union of variants: of its members, and of what plug-ins bring for this part."""
 
     part: str
+    plugin: type[PluginSpec]
+    """What plug-ins for this part derive from; a member of the union itself."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         """The members by their kind; any other kind is looked for among the plug-ins."""
-        own = tuple(one for one in get_args(source) if not issubclass(one, PluginSpec))
+        own = tuple(one for one in get_args(source) if one is not self.plugin)
         models = {_kind(one): one for one in own}
 
         def validate(value: Any, members: ValidatorFunctionWrapHandler) -> Any:
@@ -66,15 +69,20 @@ class Kinds:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The members, and each installed plug-in that can be imported."""
+        """The members, and each installed plug-in that can be used."""
         found = handler(schema)
-        for kind in installed(self.part):
-            with suppress(PluginError):
-                found["oneOf"].append(handler(spec_class(self.part, kind).__pydantic_core_schema__))
+        if "oneOf" not in found:  # it stands in a union itself, and was met in there
+            return found
+        members = map(handler.resolve_ref_schema, found["oneOf"])
+        own = {one["properties"]["kind"]["const"] for one in members}
+        for kind in sorted(installed(self.part).keys() - own):  # what is ours stays ours
+            with suppress(PluginError, PydanticInvalidForJsonSchema):
+                plugged = spec_class(self.part, kind, self.plugin)
+                found["oneOf"].append(handler(plugged.__pydantic_core_schema__))
         return found
 
     def _plugged(self, kind: str, models: Mapping[str, Any]) -> type[BaseModel]:
-        plugins = installed(self.part)
+        plugins = installed(self.part).keys() - models
         if kind not in plugins:
             there = _listed(plugins) if plugins else "none"
             raise _of_kind(
@@ -82,7 +90,7 @@ class Kinds:
                 f"plug-ins for {self.part} installed here: {there}"
             )
         try:
-            return cast(type[BaseModel], spec_class(self.part, kind))
+            return cast(type[BaseModel], spec_class(self.part, kind, self.plugin))
         except PluginError as error:
             raise _of_kind(str(error)) from error
 

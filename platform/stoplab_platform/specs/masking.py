@@ -78,4 +78,6 @@ class PluginMasking(PluginSpec, OwnMasks):
     """Masks of a plug-in's own, drawn by NumPy; it has no torch part."""
 
 
-MaskingSpec = Annotated[MultiblockMasking | RandomMasking | PluginMasking, Kinds("masking")]
+MaskingSpec = Annotated[
+    MultiblockMasking | RandomMasking | PluginMasking, Kinds("masking", PluginMasking)
+]

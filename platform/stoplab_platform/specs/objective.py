@@ -58,4 +58,6 @@ class PluginObjective(PluginSpec):
         return sizes.width
 
 
-ObjectiveSpec = Annotated[IjepaObjective | MaeObjective | PluginObjective, Kinds("objective")]
+ObjectiveSpec = Annotated[
+    IjepaObjective | MaeObjective | PluginObjective, Kinds("objective", PluginObjective)
+]

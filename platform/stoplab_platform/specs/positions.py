@@ -81,5 +81,6 @@ class PluginPositions(PluginSpec):
 
 
 PositionsSpec = Annotated[
-    DeterministicPositions | StochasticPositions | PluginPositions, Kinds("positions")
+    DeterministicPositions | StochasticPositions | PluginPositions,
+    Kinds("positions", PluginPositions),
 ]

@@ -13,6 +13,7 @@ from stoplab_platform.plugins import versions
 from stoplab_platform.specs.base import Path, Spec, canonical_digest
 from stoplab_platform.specs.data import DataSpec
 from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
+from stoplab_platform.specs.kinds import PluginSpec
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
 from stoplab_platform.specs.model import ModelSpec
@@ -220,7 +221,7 @@ class RunSpec(Spec):
     def plugins(self) -> dict[str, str]:
         """The plug-ins that it uses, each with package and version."""
         parts = {"positions": self.positions, "masking": self.masking, "objective": self.objective}
-        return versions({part: spec.kind for part, spec in parts.items()})
+        return versions({p: one.kind for p, one in parts.items() if isinstance(one, PluginSpec)})
 
     def run_digest(self, facts: Mapping[str, Any]) -> str:
         """Identity of the weights: sha256 (hex) of the part of the spec that decides them.

@@ -17,7 +17,6 @@ from torch import Tensor
 DPI = 100
 SMALL = 8  # points of labels
 FEW = 40  # points of a curve that are marked one by one
-GHOST = 0.45  # how much of an image shows through below a map
 
 
 def figure(rows: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, Any]:
@@ -52,7 +51,7 @@ def show_map(
     most: float = 1.0,
     gamma: float = 1.0,
 ) -> Any:
-    """A map [grid, grid] over the image in grey; NaN leaves the image bare. For a colour bar.
+    """A map [grid, grid] that hides an image in grey but where it is NaN. For a colour bar.
 
     Colours go from 0 to ``most``; a ``gamma`` below 1 tells small values apart.
     """
@@ -62,7 +61,7 @@ def show_map(
     axis.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
     drawn = axis.imshow(
         np.ma.masked_invalid(values), cmap="viridis", norm=PowerNorm(gamma, vmin=0, vmax=most),
-        alpha=1 - GHOST, interpolation="nearest", extent=extent,
+        interpolation="nearest", extent=extent,
     )  # fmt: skip
     axis.set_title(title, fontsize=SMALL + 1)
     axis.set_axis_off()

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.specs import RunSpec
-from stoplab_trainers.masking import draw_masks
+from stoplab_trainers.diagnostics.masks import first_masks, rows_together
 
-MOST_ROWS = 2048  # images whose masks are drawn
-MOST_STEPS = 64
+STEPS = 64  # each has its own sizes of blocks, and by them its length of contexts
+MOST_ROWS = 32  # images of each that are looked at
 FEW = 0.1  # of the grid: a context that is shorter shows too little
 
 
@@ -26,7 +26,7 @@ class Coverage:
     shortest: int
     """Fewest context patches of an image."""
     images: int
-    """Images whose masks were drawn."""
+    """Images whose masks were looked at."""
 
     def stats(self) -> dict[str, float]:
         """``mask/context_coverage`` and ``mask/target_coverage`` (fractions of the rarest patch),
@@ -50,13 +50,12 @@ class Coverage:
 
 
 def coverage(spec: RunSpec) -> Coverage:
-    """Of the masks of some of the run's first steps, as one worker draws them."""
-    rows = spec.optim.batch_size // spec.compute.workers
+    """Of the masks of some images in a run's first steps, as its first worker draws them."""
     patches = spec.grid**2
     context, target = np.zeros(patches), np.zeros(patches)
     images, shortest = 0, patches
-    for step in range(max(1, min(MOST_STEPS, MOST_ROWS // rows))):
-        drawn = draw_masks(spec, step, slice(0, min(rows, MOST_ROWS)))
+    for step in range(STEPS):
+        drawn = first_masks(spec, step, min(MOST_ROWS, rows_together(spec)))
         hit = np.zeros((len(drawn.targets), patches), dtype=bool)
         np.put_along_axis(hit, drawn.targets.flatten(1).numpy(), True, axis=1)
         context += np.bincount(drawn.context.flatten().numpy(), minlength=patches)

@@ -18,6 +18,7 @@ from stoplab_trainers.randomness import Noise, draw_noise
 
 MOST_PATCHES = 64  # that are moved for `landing_stats`, spread over the grid
 DRAWS = 32  # of each
+AT_ONCE = 2048  # noised positions whose distances to all patches are held at a time
 
 
 @torch.no_grad()
@@ -40,10 +41,12 @@ def landing(
 ) -> Float[Tensor, "n patch"]:
     """For each patch of ``at`` the share of ``draws`` in which each patch is nearest."""
     table = model.predictor.table
-    moved = displacements(model, spec, len(at), draws)
-    nearest = torch.cdist(table[at.to(table.device)] + moved, table).argmin(dim=-1)
+    placed = table[at.to(table.device)] + displacements(model, spec, len(at), draws)
+    parts = torch.split(placed.flatten(0, 1), AT_ONCE)  # batches of cdist would each get a table
+    nearest = torch.cat([torch.cdist(part, table).argmin(dim=-1) for part in parts])
+    nearest = nearest.reshape(draws, len(at)).T
     counts = torch.zeros(len(at), len(table), device=table.device)
-    counts.scatter_add_(1, nearest.T, torch.ones_like(nearest.T, dtype=counts.dtype))
+    counts.scatter_add_(1, nearest, torch.ones_like(nearest, dtype=counts.dtype))
     return (counts / draws).cpu()
 
 
@@ -53,7 +56,7 @@ def displacements(
     """Draws of the noise A n of ``count`` tokens, the same whenever they are drawn."""
     predictor = model.predictor
     device = predictor.embed.weight.device
-    noise = noise_of(spec, 0, draws, count, 1, count, device)
+    noise = noise_of(spec, 0, slice(0, draws), count, 1, count, device)
     unit = noise.context if noise.masked is None else noise.masked[:, 0]
     assert unit is not None, "positions without noise are not moved"
     moved: Tensor = predictor.noise(unit, predictor.embed.weight)
@@ -63,16 +66,16 @@ def displacements(
 def noise_of(
     spec: RunSpec,
     step: int,
-    draws: int,
+    rows: slice,
     num_context: int,
     num_blocks: int,
     num_target: int,
     device: torch.device,
 ) -> Noise:
-    """Unit noise of ``draws`` rows, by the law and the stream of training at ``step``."""
-    rows = spec.optim.model_copy(update={"batch_size": draws})
-    wide = spec.model_copy(update={"optim": rows})
-    return draw_noise(wide, step, slice(0, draws), num_context, num_blocks, num_target, device)
+    """Unit noise by the law and the stream of training at ``step``, of any number of rows."""
+    optim = spec.optim.model_copy(update={"batch_size": rows.stop})
+    wide = spec.model_copy(update={"optim": optim})
+    return draw_noise(wide, step, rows, num_context, num_blocks, num_target, device)
 
 
 def summed_up(shares: Float[Tensor, "n patch"], at: Int64[Tensor, " n"]) -> dict[str, float]:

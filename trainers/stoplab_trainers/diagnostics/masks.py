@@ -19,10 +19,28 @@ DIMMED = 0.2  # brightness of a patch that is not shown
 INCHES = 1.6  # side of one picture
 
 
+def rows_together(spec: RunSpec) -> int:
+    """The first rows of a batch whose masks are drawn together.
+
+    The official sampler cuts contexts to the shortest of a worker's share; others take rows alone.
+    """
+    workers = spec.compute.workers if _is_official(spec) else 1
+    return spec.optim.batch_size // workers
+
+
+def first_masks(
+    spec: RunSpec, step: int, count: int, device: torch.device | str = "cpu"
+) -> TensorMasks:
+    """Masks of the first rows at a step as the run trains with them; at most `rows_together`."""
+    rows = rows_together(spec) if _is_official(spec) else count
+    drawn = draw_masks(spec, step, slice(0, rows), device)
+    return TensorMasks(drawn.context[:count], drawn.targets[:count])
+
+
 def masks_figure(spec: RunSpec, images: UInt8[Tensor, "n 3 h w"], path: Path) -> None:
     """Writes a PNG: a row an image, with all of it, its context, and each of its targets."""
-    images = images[: spec.optim.batch_size]
-    masks = draw_masks(spec, 0, slice(0, len(images)))
+    images = images[: rows_together(spec)]
+    masks = first_masks(spec, 0, len(images))
     panels = [_panels(image, masks, row, spec.grid) for row, image in enumerate(images)]
     figure = Figure(figsize=(INCHES * len(panels[0]), INCHES * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -34,6 +52,10 @@ def masks_figure(spec: RunSpec, images: UInt8[Tensor, "n 3 h w"], path: Path) ->
             axes[down, across].imshow(pixels, interpolation="nearest")
             axes[down, across].set_axis_off()
     figure.savefig(path, dpi=100)
+
+
+def _is_official(spec: RunSpec) -> bool:
+    return getattr(spec.masking, "sampler", "fixed") == "official"
 
 
 def _titles(masks: TensorMasks) -> list[str]:

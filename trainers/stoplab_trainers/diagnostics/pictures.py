@@ -92,7 +92,8 @@ def predictions_picture(
     images: UInt8[Tensor, "b 3 h w"], found: Predicted, draws: int, path: Path
 ) -> None:
     """By image: how far the mean prediction is from the target, and how the draws spread."""
-    title = "Predictions of hidden patches (rms over channels; feature targets have 1)"
+    zero = float(found.zero.nanmean())
+    title = f"Predictions of hidden patches (rms over channels; predicting 0 has {zero:.2f})"
     made, axes = canvas.figure(len(images), 3, 2.7, 2.7, title)
     maps = (("Error of the mean prediction", found.error),
             (f"Spread over {draws} draws", found.spread))  # fmt: skip

@@ -10,6 +10,7 @@ from stoplab_platform.tracking import Tracker, read_series
 from stoplab_trainers.diagnostics.alarm import Alarm, Collapse, Collapsed
 from stoplab_trainers.diagnostics.album import Subject, album
 from stoplab_trainers.diagnostics.landing import landing_stats
+from stoplab_trainers.diagnostics.masks import rows_together
 from stoplab_trainers.diagnostics.noise import spectrum, spectrum_stats
 from stoplab_trainers.diagnostics.pictures import Points, metric_names
 from stoplab_trainers.diagnostics.probe import Probe, features_stats, first_images, token_std
@@ -61,7 +62,7 @@ class Watching:
 
     def _look(self, run: Run) -> dict[str, float]:
         found = features_stats(self._probe.look(run.target), self._start)
-        values = spectrum(run.model)
+        values = spectrum(run.model, run.spec)
         if values is not None and found:  # weights that are no numbers have no spectrum
             found |= spectrum_stats(values) | landing_stats(run.model, run.spec)
         return found
@@ -89,14 +90,11 @@ def leave_pictures(run: Run, folder: RunFolder, tracker: Tracker) -> None:
     """What a finished run's positions, predictions and history look like, as its artifacts."""
     if run.last_step < run.total_steps:
         return
-    count = min(PREDICTED, run.spec.optim.batch_size)
+    count = min(PREDICTED, rows_together(run.spec))
     images = first_images(run.shards, run.spec.data.image_size, count)
     subject = Subject(run.spec, run.model, run.target, images, spooled_series(folder))
-    try:
-        made = album(subject, folder.artifacts, masks=False)
-    except Exception:  # a picture is not worth a trained run
-        log.exception("the run's pictures could not be drawn")
-        return
+    # A picture is not worth a trained run, nor the other pictures.
+    made = album(subject, folder.artifacts, masks=False, strict=False)
     for picture in made.pictures:
         tracker.artifact(folder.artifacts / picture.file)
 

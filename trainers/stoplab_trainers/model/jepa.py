@@ -23,6 +23,9 @@ TARGET_EPS = 1e-5  # F.layer_norm's default, as in ijepa:src/train.py@52c1ae9
 class Jepa(nn.Module):
     """The student: context encoder and predictor (of MAE: encoder and decoder)."""
 
+    seen: Float[Tensor, "b k d"]
+    """Context features of the last forward pass, without gradient: what A was applied to."""
+
     def __init__(self, encoder: Encoder, predictor: Predictor) -> None:
         super().__init__()
         self.encoder, self.predictor = encoder, predictor
@@ -31,7 +34,9 @@ class Jepa(nn.Module):
         self, images: Float[Tensor, "b 3 h w"], masks: TensorMasks, noise: Noise
     ) -> Float[Tensor, "b block n d"]:
         """What is predicted of the target patches, from the context patches alone."""
-        return cast(Tensor, self.predictor(self.encoder(images, masks.context), masks, noise))
+        features = self.encoder(images, masks.context)
+        self.seen = features.detach()
+        return cast(Tensor, self.predictor(features, masks, noise))
 
 
 def build_model(spec: RunSpec) -> Jepa:
