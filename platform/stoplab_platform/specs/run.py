@@ -12,7 +12,7 @@ from stoplab_platform.masks import infeasible
 from stoplab_platform.plugins import versions
 from stoplab_platform.specs.base import Path, Spec, canonical_digest
 from stoplab_platform.specs.data import DataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than, repeated
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
 from stoplab_platform.specs.model import ModelSpec
@@ -171,9 +171,8 @@ class RunSpec(Spec):
                 "evals need labelled shards; give data.eval, or evals: []",
                 (("evals",), ("data", "train")),
             )
-        names = self.metrics()
-        if len(set(names)) != len(names):
-            yield Problem(("evals",), "each protocol may appear once")
+        for path, message in repeated(self.evals):
+            yield Problem(("evals", *path), message)
         for path, message in deeper_than(self.evals, self.model.sizes().depth):
             yield Problem(("evals", *path), message, (("model",),))
         patch = self.model.sizes().patch_size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stoplab_platform.errors import DataError
 from stoplab_platform.paths import read_json, write_json
 from stoplab_platform.scorebook import Score, Shown
 from stoplab_platform.specs.base import canonical_digest
-from stoplab_platform.specs.evals import Protocol, versioned
+from stoplab_platform.specs.evals import Protocol, labelled, versioned
 from stoplab_trainers.data.cache import locked
 from stoplab_trainers.evals.features import Bank, FrozenEncoder, On, Pixels
 from stoplab_trainers.evals.finetune import finetune
@@ -45,6 +46,7 @@ RUNNERS: dict[str, Callable[[Any, Bank, On, int], Outcome]] = {
 }
 SEEDED = ("low_shot", "linear_sgd", "finetune")  # protocols that draw something
 ROWS = TypeAdapter(list[Score])
+FORMAT = 2  # of remembered rows: raise it when they hold more
 
 
 def evaluate(
@@ -83,7 +85,7 @@ def scores(
     if not isinstance(encoder.encoder if isinstance(encoder, Bank) else encoder, Pixels):
         return judge()
     draws = seed if any(protocol.kind in SEEDED for protocol in protocols) else None
-    asked = [splits.fingerprint, *asked_for(protocols), on, shown, draws]
+    asked = [FORMAT, splits.fingerprint, *asked_for(protocols), on, shown, draws]
     return _remembered(splits.cache / "pixels" / f"{canonical_digest(asked)}.json", judge)
 
 
@@ -97,7 +99,10 @@ def outcomes(
 ) -> list[Outcome]:
     """Every protocol's outcome on one split, with each image's prediction."""
     bank = encoder if isinstance(encoder, Bank) else Bank(encoder, splits)
-    return [RUNNERS[protocol.kind](protocol, bank, on, seed) for protocol in protocols]
+    return [
+        _told(protocol, RUNNERS[protocol.kind](protocol, bank, on, seed), splits)
+        for protocol in protocols
+    ]
 
 
 def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown) -> list[Score]:
@@ -120,6 +125,22 @@ def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown
             )
             rows.append(row)
     return rows
+
+
+def _told(protocol: Protocol, found: Outcome, splits: Splits) -> Outcome:
+    """The outcome under the protocol's label, with its options and the rows it was fitted on."""
+    options = protocol.plain()
+    for name in ("kind", "every_epochs"):
+        del options[name]
+    return replace(
+        found,
+        detail={"options": options, "rows": len(splits.train), **found.detail},
+        **{
+            part: {labelled(name, protocol.label): value for name, value in told.items()}
+            for part in ("metrics", "per_image", "predictions")
+            for told in [getattr(found, part)]
+        },
+    )
 
 
 def asked_for(protocols: Sequence[Protocol]) -> list[Any]:
