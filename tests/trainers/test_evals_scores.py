@@ -228,3 +228,26 @@ def test_of_many_at_once_one_makes_it(tmp_path: Path) -> None:
     assert len(made) == 1
     assert all(np.array_equal(one, np.arange(6)) for one in found)
     assert torch.from_numpy(found[-1]).sum() == 15
+
+
+# Splits that share images
+
+
+def test_splits_that_share_shards_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = three_shards(tmp_path)
+    last, copied = tmp_path / "part-000002.tar", tmp_path / "elsewhere.tar"
+    copied.write_bytes(last.read_bytes())
+    for test, said in (
+        (str(copied), ["4 of 4 images of the test split lie in the training split too"]),
+        (str(tmp_path / "part-000001.tar"), []),
+    ):
+        train = parts if said else [str(tmp_path / "part-000000.tar"), str(last)]
+        data = EvalDataSpec(train=train, test=test)
+        splits = load_splits(data, 16, tmp_path / "cache")
+        assert splits.shared == said
+        spec = tiny(data__eval=data.plain())
+        facts = Scores(spec, tmp_path / "cache").facts()
+        assert facts.get("shared") == (said[0] if said else None)
+    assert sum("lie in the training split too" in r.message for r in caplog.records) == 1

@@ -60,7 +60,8 @@ class Scores:
 
     def facts(self) -> dict[str, str]:
         """What a pairing of runs also rests on."""
-        return {"judged": self.fingerprint, "protocols": self.protocols}
+        shared = {"shared": "; ".join(self._splits.shared)} if self._splits.shared else {}
+        return {"judged": self.fingerprint, "protocols": self.protocols, **shared}
 
     def of(
         self, encoder: FrozenEncoder | Bank, protocols: Sequence[Protocol], *, on: On

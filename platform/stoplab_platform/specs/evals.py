@@ -233,6 +233,7 @@ class SegmentationEval(EvalSpec):
     Needs a `.seg.png` member in every sample: a class index a pixel, 255 for none.
     """
 
+    version: ClassVar[int] = 2
     kind: Literal["segmentation"]
     """Names this protocol."""
     k: Count = 5

@@ -134,8 +134,9 @@ class RunSpec(Spec):
     tracking: TrackingSpec = TrackingSpec()
     """Where the run appears."""
     collapse: Literal["warn", "stop", "off"] = "warn"
-    """When the features collapse (less than a tenth of an untrained encoder's spread or rank is
-    left): `warn` in the log and on the run, `stop` it as failed, or `off`. Default warn."""
+    """When the features collapse (less than a tenth is left of the most spread or rank that they
+    had, untrained or since): `warn` in the log and on the run, `stop` it as failed, or `off`. A
+    target that stands still or leaps and masks that starve patches are warned of. Default warn."""
     limits: JobLimits = JobLimits()
     """Where the job ends unfinished; its last checkpoint is kept. In a study: the study's own."""
 

@@ -20,7 +20,7 @@ from stoplab_platform.scorebook import Score, Shown
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.evals import Protocol, labelled, versioned
 from stoplab_trainers.data.cache import locked
-from stoplab_trainers.evals.features import Bank, FrozenEncoder, On, Pixels
+from stoplab_trainers.evals.features import PATCH_IMAGES, Bank, FrozenEncoder, On, Pixels
 from stoplab_trainers.evals.finetune import finetune
 from stoplab_trainers.evals.knn import knn
 from stoplab_trainers.evals.linear import linear
@@ -29,8 +29,8 @@ from stoplab_trainers.evals.location import location
 from stoplab_trainers.evals.low_shot import listed_rows, low_shot, read_list
 from stoplab_trainers.evals.outcome import Outcome, interval
 from stoplab_trainers.evals.robustness import robustness
-from stoplab_trainers.evals.segmentation import segmentation
-from stoplab_trainers.evals.splits import Splits, load_splits
+from stoplab_trainers.evals.segmentation import IGNORED, segmentation
+from stoplab_trainers.evals.splits import PARTS, Splits, load_splits
 
 __all__ = ["Bank", "Splits", "evaluate", "load_splits", "outcomes", "pixel_encoder", "scores"]
 
@@ -161,8 +161,13 @@ def check_data(protocols: Sequence[Protocol], splits: Splits) -> None:
     """DataError where the labelled data are not what a protocol needs."""
     for one in protocols:
         if one.kind == "segmentation":
-            for split in (splits.train, splits.val, splits.test):
-                split.masks(1)
+            for name in PARTS:
+                masks = getattr(splits, name).masks(PATCH_IMAGES)
+                if bool((masks == IGNORED).all()):
+                    raise DataError(
+                        f"the masks of the {name} split's first {len(masks)} images hold no class, "
+                        f"{IGNORED} alone; give masks with a class index a pixel"
+                    )
         if one.kind == "linear_sgd" and len(splits.train) < 2:
             raise DataError("linear_sgd needs two labelled images or more to train on; here is one")
         if one.kind == "low_shot" and one.list is not None:
