@@ -167,7 +167,7 @@ def test_patches_without_a_class_do_not_vote_for_the_first_one() -> None:
     masks = torch.full((2, 4, 4), IGNORED, dtype=torch.uint8)
     masks[1] = 1
     images = torch.tensor([[10.0, 1], [10, -9]])
-    own = Fixed(images, masks)
+    own = Fixed(images.numpy(), masks)
     found = segmentation(one, own, "test", 0)
     assert found.metrics["segmentation_miou"] == 1.0, "both images are class 1"
 
@@ -175,8 +175,8 @@ def test_patches_without_a_class_do_not_vote_for_the_first_one() -> None:
 class Fixed(Bank):
     """A bank of two images of one patch; the judged one is like the one without a class."""
 
-    def __init__(self, rows: Tensor, masks: Tensor) -> None:
-        self._rows, self._masks = rows.numpy(), masks
+    def __init__(self, rows: np.ndarray, masks: Tensor) -> None:
+        self._rows, self._masks = rows, masks
 
     def patches(self, part: str, block: int | None = None) -> np.ndarray:
         return self._rows[:, None] if part == "train" else self._rows[:1, None]
