@@ -21,7 +21,7 @@ LISTED = 0.01  # of the labelled images, in a list of some: ImageNet's usual one
 DECODERS = 16  # threads that decode labelled images for a GPU
 FIT_STEPS = Range(150, 300, 1000)
 """Looks at all fitted rows for the five strengths of a probe. (Measured: 406 on the digits'
-pixels, 249 and 167 on drawn features; at most 200 iterations each.)"""
+pixels, 249 and 167 on drawn features; at most 1,000 iterations each.)"""
 STRENGTHS = 5
 SOFTMAX = 200
 """What one class score of one row costs beside its products, in operations (measured: a fit on 64

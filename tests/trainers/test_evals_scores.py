@@ -16,7 +16,7 @@ from torch import Tensor
 from stoplab_platform.paths import read_json
 from stoplab_platform.scorebook import read_scores
 from stoplab_platform.specs.data import DataSpec, EvalDataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, LowShotEval
+from stoplab_platform.specs.evals import KnnEval, LinearEval, LowShotEval, versioned
 from stoplab_trainers.checkpoint import weights_sha256
 from stoplab_trainers.evals import kept as kept_module
 from stoplab_trainers.evals.features import Bank
@@ -121,7 +121,7 @@ def test_predictions_of_one_protocol_asked_twice_are_kept_apart(shared_cache: Pa
     ]
     spec = tiny(evals=evals)
     judge = Scores(spec, shared_cache)
-    assert judge.protocols == "low_shot/3"
+    assert judge.protocols == versioned(spec.evals[0])
     final = judge.final(build_model(spec).encoder)
     parts = [".two", ".three.draw0", ".three.draw1", ".draw0", ".draw1"]
     assert set(final.predictions) == {"labels", *(f"test/low_shot_top1{part}" for part in parts)}
