@@ -207,7 +207,11 @@ def _sentence(found: Rate) -> str:
 
 
 def _facts(
-    spec: AnySpec, found: Rate, counted: Count | None, count: int, at_once: int
+    spec: RunSpec | SweepSpec | ComparisonSpec,
+    found: Rate,
+    counted: Count | None,
+    count: int,
+    at_once: int,
 ) -> Iterator[str]:
     yield f"{counted.images} images an epoch: {counted.source}" if counted else NO_IMAGES
     if found.overhead_s is not None:
@@ -218,7 +222,7 @@ def _facts(
     else:
         base = spec if isinstance(spec, RunSpec) else spec.base
         images = labelled(base, counted) if base.evals else None
-        took = images and judging(base, found, images)
+        took = None if images is None else judging(base, found, images)
         yield f"{START_S.value:.0f} s to start: assumed"
         if base.evals and counted:
             yield _judged(images, took)

@@ -7,10 +7,10 @@ fitted on the training split alone, and features are standardised by its statist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -44,6 +44,7 @@ RUNNERS: dict[str, Callable[[Any, Bank, On, int], Outcome]] = {
     "finetune": finetune,
     "segmentation": segmentation,
 }
+T = TypeVar("T")
 SEEDED = ("low_shot", "linear_sgd", "finetune")  # protocols that draw something
 ROWS = TypeAdapter(list[Score])
 FORMAT = 2  # of remembered rows: raise it when they hold more
@@ -132,14 +133,16 @@ def _told(protocol: Protocol, found: Outcome, splits: Splits) -> Outcome:
     options = protocol.plain()
     for name in ("kind", "every_epochs"):
         del options[name]
+
+    def named(told: Mapping[str, T]) -> dict[str, T]:
+        return {labelled(name, protocol.label): value for name, value in told.items()}
+
     return replace(
         found,
+        metrics=named(found.metrics),
+        per_image=named(found.per_image),
+        predictions=named(found.predictions),
         detail={"options": options, "rows": len(splits.train), **found.detail},
-        **{
-            part: {labelled(name, protocol.label): value for name, value in told.items()}
-            for part in ("metrics", "per_image", "predictions")
-            for told in [getattr(found, part)]
-        },
     )
 
 
