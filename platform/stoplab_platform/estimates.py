@@ -10,10 +10,11 @@ from operator import add
 from typing import Any
 
 from stoplab_platform.admission import one_trial
-from stoplab_platform.cost import Flops, Memory, Parameters, Range, encoder_flops, flops
+from stoplab_platform.cost import Flops, Memory, Parameters, Range, flops
 from stoplab_platform.cost import memory as memory_of
 from stoplab_platform.cost import parameters as parameters_of
 from stoplab_platform.counting import Count, count_images
+from stoplab_platform.judging import Labelled, judging, labelled
 from stoplab_platform.rates import Confidence, Measured, Rate, rate
 from stoplab_platform.resources import Resources
 from stoplab_platform.specs import (
@@ -23,14 +24,10 @@ from stoplab_platform.specs import (
     RunSpec,
     SweepSpec,
 )
-from stoplab_platform.specs.evals import Protocol
 from stoplab_platform.study_runs import number, shorter, variants
 
 START_S = Range(4, 15, 60)
 """Seconds in which a run's process starts, torch is imported, data is opened (assumed)."""
-JUDGING = Range(1, 1.6, 4)
-"""Time of the evaluations as a multiple of the encoder's passes over their images: kNN is little,
-a linear probe on many images is as much again and more (assumed)."""
 NO_IMAGES = "how many images the data holds is not known here, so no hours are told; give `images`"
 ORDER: tuple[Confidence, ...] = ("measured", "scaled", "assumed")
 
@@ -100,7 +97,7 @@ def estimate(
     not to be counted; ``trained`` the run whose checkpoint an evaluation judges.
     """
     if isinstance(spec, EvaluationSpec):
-        return _evaluation(spec, known, trained)
+        return _evaluation(spec, known, images, trained)
     base = spec if isinstance(spec, RunSpec) else spec.base
     counted = _images(base, known, images)
     kinds = list(variants(spec))
@@ -137,7 +134,7 @@ def estimate(
 
 
 def _evaluation(
-    spec: EvaluationSpec, known: Sequence[Measured], trained: RunSpec | None
+    spec: EvaluationSpec, known: Sequence[Measured], given: int | None, trained: RunSpec | None
 ) -> Estimate:
     trial = one_trial(spec)
     hours = found = None
@@ -145,10 +142,10 @@ def _evaluation(
     if trained is not None:
         judged = spec.judged(trained)
         found = rate(judged, known)
-        parts = [count_images(spec.data.train), count_images(spec.data.test)]
-        passes = _passes(judged, found, _shown(parts, spec.protocols))
-        hours = None if None in parts else (START_S + passes) * (1 / 3600)
-        facts = [*_counts(parts), *found.runs]
+        images = labelled(judged, None if given is None else Count(given, "as given"))
+        took = None if images is None else judging(judged, found, images, scheduled=False)
+        hours = took and (START_S + took) * (1 / 3600)
+        facts = [_judged(images, took), *found.runs]
     return Estimate(
         kind=spec.kind,
         name=spec.name,
@@ -184,32 +181,10 @@ def _beside(spec: RunSpec, found: Rate, counted: Count) -> Range:
     """Seconds of start and evaluations."""
     if found.overhead_s is not None:
         return START_S + Range(found.overhead_s / 1.5, found.overhead_s, found.overhead_s * 1.5)
-    data = spec.data.eval_data()
-    if data is None or not spec.evals:
+    if not spec.evals:
         return START_S
-    parts = [count_images(data.train), count_images(data.test)]
-    # Labelled shards that cannot be counted are taken for a tenth of the training set.
-    labelled = _shown(parts, spec.evals) or counted.images // 10
-    # Trained and untrained at the end, and what was scheduled in between.
-    between = (spec.optim.epochs - 1) // min(
-        (one.every_epochs for one in spec.evals if one.every_epochs), default=spec.optim.epochs
-    )
-    return START_S + _passes(spec, found, labelled * (2 + between))
-
-
-def _shown(parts: Sequence[Count | None], protocols: Sequence[Protocol]) -> float:
-    """Images that an encoder sees to be judged once: the test split and the training split, which
-    protocols that train on images are shown again in each of their epochs."""
-    train, test = (part.images if part else 0 for part in parts)
-    return train * (1 + sum(one.passes() - 1 for one in protocols)) + test
-
-
-def _passes(spec: RunSpec, found: Rate, images: float) -> Range:
-    """Seconds in which the encoder sees so many images, and the protocols judge them."""
-    share = encoder_flops(spec.model.sizes(), spec.grid**2) / flops(spec).train
-    speed = found.samples_per_s
-    times = [images * share / each for each in (speed.high, speed.value, speed.low)]
-    return Range(times[0] * JUDGING.low, times[1] * JUDGING.value, times[2] * JUDGING.high)
+    images = labelled(spec, counted)
+    return START_S if images is None else START_S + judging(spec, found, images)
 
 
 def _images(base: RunSpec, known: Sequence[Measured], given: int | None) -> Count | None:
@@ -232,7 +207,11 @@ def _sentence(found: Rate) -> str:
 
 
 def _facts(
-    spec: AnySpec, found: Rate, counted: Count | None, count: int, at_once: int
+    spec: RunSpec | SweepSpec | ComparisonSpec,
+    found: Rate,
+    counted: Count | None,
+    count: int,
+    at_once: int,
 ) -> Iterator[str]:
     yield f"{counted.images} images an epoch: {counted.source}" if counted else NO_IMAGES
     if found.overhead_s is not None:
@@ -241,7 +220,12 @@ def _facts(
             f"{START_S.value:.0f} s to start"
         )
     else:
-        yield "start and evaluations are assumed"
+        base = spec if isinstance(spec, RunSpec) else spec.base
+        images = labelled(base, counted) if base.evals else None
+        took = None if images is None else judging(base, found, images)
+        yield f"{START_S.value:.0f} s to start: assumed"
+        if base.evals and counted:
+            yield _judged(images, took)
     if count > 1:
         yield f"{count} runs, {at_once} at a time in what jobs may reserve here"
     if isinstance(spec, SweepSpec) and shorter(spec) < 1:
@@ -255,6 +239,10 @@ def _facts(
     yield from (f"measured in {run}" for run in found.runs)
 
 
-def _counts(parts: Sequence[Count | None]) -> Iterator[str]:
-    for part in parts:
-        yield f"{part.images} images: {part.source}" if part else NO_IMAGES
+def _judged(images: Labelled | None, took: Range | None) -> str:
+    if images is None or took is None:
+        return NO_IMAGES
+    return (
+        f"evaluations: about {took.value / 3600:.2g} h on one worker, while the others wait; "
+        f"{images.source}, {images.classes} classes assumed"
+    )

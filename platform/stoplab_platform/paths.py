@@ -59,7 +59,8 @@ class RunFolder:
 
     @property
     def alarm(self) -> Path:
-        """Present when the features collapsed: step, measure, value, start, message."""
+        """Present when something is wrong with a run that goes on (collapsed, drifted, starved):
+        kind, step, measure, value, start, best, message, and what was told `earlier`."""
         return self.root / "alarm.json"
 
     @property

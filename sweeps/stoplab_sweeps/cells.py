@@ -26,7 +26,8 @@ Execute = Callable[..., "Summary"]
 """What `stoplab_trainers.launch.execute` is: spec, folder, identity, stop_file to summary."""
 
 PROTOCOLS = "protocols"  # the fact that tells by which versions a run was judged
-FACTS = ("precision", "threads", "device", "data", "judged", PROTOCOLS, "init_from")
+JUDGED = "judged"  # the fact that tells by which images and protocols, options included
+FACTS = ("precision", "threads", "device", "data", JUDGED, PROTOCOLS, "init_from")
 """What a pairing also rests on."""
 PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
 NAME_ROOM = 90  # characters of a study's name in its runs' names
@@ -111,18 +112,23 @@ def comparable(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def judged_alike(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells without the finished ones that other protocol versions judged than the latest one.
+    """Cells without the finished ones that were judged by something else than the latest one.
 
-    A study that went on after a protocol had changed holds scores that mean different things.
-    Runs of releases that told no version are one version by themselves.
+    A study that went on after a protocol or the labelled images had changed holds scores that mean
+    different things. Runs of releases that told nothing are one kind by themselves.
     """
+    # Images are shown at the size that they are trained at: where that varies, so does `judged`.
+    sizes = any("data.image_size".startswith(path) for cell in cells for path in cell.point)
+    facts = (PROTOCOLS,) if sizes else (PROTOCOLS, JUDGED)
+
+    def judge(cell: Cell) -> list[str | None]:
+        return [cell.certificate.get(fact) for fact in facts]
+
     done = [cell for cell in cells if cell.state is CellState.SUCCEEDED]
-    told = {cell.certificate.get(PROTOCOLS) for cell in done}
-    if len(told) < 2:
+    if not done or all(judge(cell) == judge(done[0]) for cell in done):
         return list(cells)
-    ended = [(cell.finished_at.timestamp() if cell.finished_at else 0.0, cell) for cell in done]
-    latest = max(ended, key=lambda one: one[0])[1].certificate.get(PROTOCOLS)
-    return [c for c in cells if c not in done or c.certificate.get(PROTOCOLS) == latest]
+    latest = max(done, key=lambda c: c.finished_at.timestamp() if c.finished_at else 0.0)
+    return [c for c in cells if c not in done or judge(c) == judge(latest)]
 
 
 def unfinished(cells: Sequence[Cell]) -> list[Cell]:

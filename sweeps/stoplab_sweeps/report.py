@@ -125,14 +125,15 @@ def failures(cells: Sequence[Cell]) -> str:
 
 
 def judged_apart(cells: Sequence[Cell]) -> str:
-    """What is left out because other versions of the protocols judged it; empty for nothing."""
+    """What is left out because it was judged otherwise than the latest run; empty for nothing."""
     kept = {cell.id for cell in judged_alike(cells)}
     if not (apart := [cell for cell in cells if cell.id not in kept]):
         return ""
     told = sorted({cell.certificate.get("protocols", "none told") for cell in apart})
     return (
-        f"{len(apart)} runs were judged by other versions of the protocols ({'; '.join(told)}) "
-        "than the latest one, and are left out; run them again to have them in one table"
+        f"{len(apart)} runs were judged by other versions of the protocols ({'; '.join(told)}), "
+        "other options or other images than the latest one, and are left out; run them again to "
+        "have them in one table"
     )
 
 

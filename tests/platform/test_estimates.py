@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from stoplab_platform.admission import Resources
-from stoplab_platform.cost import Range, memory, parameters
+from stoplab_platform.cost import Range, encoder_flops, memory, parameters
 from stoplab_platform.estimates import START_S, Estimate, estimate
-from stoplab_platform.rates import Measured
-from stoplab_platform.specs import RunSpec, override, parse_spec
+from stoplab_platform.rates import GPU_FLOPS, Measured
+from stoplab_platform.specs import RunSpec, override, parse, parse_spec
 from support_runs import TINY, tiny
 from support_specs import example
 
@@ -128,6 +128,73 @@ def test_an_evaluation() -> None:
     known = estimate(spec, TWO, trained=tiny(data__image_size=32))
     assert known.wall_hours is not None
     assert known.parameters == parameters(tiny())
+
+
+class TestJudging:
+    """What evaluations add to a run on 1.28 million images of whose shards nothing is there."""
+
+    IMAGES = 1_281_167
+
+    def hours(self, evals: list[dict[str, Any]], **changes: Any) -> float:
+        """Of evaluations alone."""
+        found = [
+            estimate(self.spec(one, **changes), TWO, images=self.IMAGES).run_hours
+            for one in (evals, [])
+        ]
+        assert found[0] is not None
+        assert found[1] is not None
+        return found[0].value - found[1].value
+
+    def passing(self, times: float) -> float:
+        """Hours in which one GPU passes all images so often, were nothing else to be done."""
+        operations = encoder_flops(self.spec([]).model.sizes(), 14**2)
+        return times * self.IMAGES * operations / GPU_FLOPS.value / 3600
+
+    def spec(self, evals: list[dict[str, Any]], **changes: Any) -> RunSpec:
+        data = example("pretrain", evals=evals)
+        data["data"]["eval"] = {"train": data["data"]["train"], "test": "/data/in1k/val-*.tar"}
+        data["compute"]["workers"] = 32
+        return parse(RunSpec, override(data, changes))
+
+    def test_one_gpu_passes_all_labelled_images_in_each_epoch_of_a_probe(self) -> None:
+        least = self.passing(2 * 28 * 0.9)
+        found = self.hours([{"kind": "linear_sgd"}])
+        assert least < found < 2 * least
+        assert self.hours([{"kind": "linear_sgd"}], **{"compute.workers": 8}) == pytest.approx(
+            found
+        )
+        assert self.hours([{"kind": "linear_sgd", "augment": False}]) < found / 10
+
+    def test_logistic_regression_on_all_of_it_is_a_matter_of_many_hours(self) -> None:
+        beside = self.hours([{"kind": "knn"}])
+        assert self.hours([{"kind": "knn"}, {"kind": "linear"}]) - beside > 5
+        few = self.hours([{"kind": "knn"}, {"kind": "low_shot", "fraction": 0.01}]) - beside
+        assert 0 < few < 0.3
+
+    def test_each_scheduled_look_passes_them_again(self) -> None:
+        end, often = (self.hours([{"kind": "knn", **more}]) for more in ({}, {"every_epochs": 100}))
+        assert self.passing(5) < often - end < 2 * self.passing(5)
+
+    def test_few_labels_of_each_class_cost_less(self) -> None:
+        whole, few = (
+            self.hours([{"kind": "finetune", **more}]) for more in ({}, {"per_class": 13})
+        )
+        assert few < whole / 5
+
+    def test_what_is_assumed_is_said(self) -> None:
+        facts = estimate(self.spec([{"kind": "linear"}]), TWO, images=self.IMAGES).rests_on.facts
+        (said,) = (fact for fact in facts if fact.startswith("evaluations: about "))
+        assert "on one worker, while the others wait" in said
+        assert "1281167 labelled images (they are the training images), 1000 classes" in said
+
+    def test_a_checkpoint_is_judged_beside_its_untrained_self(self) -> None:
+        trained = self.spec([])
+        data = example("evaluate", protocols=[{"kind": "linear_sgd"}])
+        data["data"] = {"train": trained.data.train, "test": "/data/in1k/val-*.tar"}
+        data["compute"] = {"gpus_per_worker": 1}
+        found = estimate(parse_spec(data), TWO, images=self.IMAGES, trained=trained).gpu_hours
+        assert found is not None
+        assert found.value == pytest.approx(self.hours([{"kind": "linear_sgd"}]), rel=0.01)
 
 
 def test_it_is_json() -> None:

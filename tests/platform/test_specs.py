@@ -207,8 +207,17 @@ class TestMeaning:
         assert problems(small(data=data)).keys() == {"data.eval"}
         assert run(data=data, evals=[]).data.eval_data() is None
 
-    def test_each_protocol_once(self) -> None:
-        assert problems(small(evals=[{"kind": "knn"}, {"kind": "knn", "k": 5}])).keys() == {"evals"}
+    def test_a_protocol_again_needs_a_label(self) -> None:
+        twice = [{"kind": "knn"}, {"kind": "knn", "k": 5}]
+        found = problems(small(evals=twice))
+        assert found.keys() == {"evals.1.label"}
+        assert found["evals.1.label"].startswith("'knn_top1' is measured before")
+        labelled = [twice[0], {**twice[1], "label": "five"}]
+        assert run(evals=labelled).metrics() == ("knn_top1", "knn_top1.five")
+        for label in ("draw0", "up", "a.b", "1st", ""):
+            assert "evals.0.label" in problems(small(evals=[{"kind": "knn", "label": label}]))
+        robust = {"kind": "robustness", "label": "far"}
+        assert run(evals=[robust]).metrics() == ("robust_shift_top1.far", "robust_crop_top1.far")
 
     def test_a_custom_encoder_needs_its_sizes(self) -> None:
         (message,) = problems(small(model={"encoder": "custom", "width": 16})).values()

@@ -82,6 +82,30 @@ def test_what_other_versions_judged_is_no_rival() -> None:
     assert "protocols" not in rows(found)[0]
 
 
+def test_what_other_options_judged_is_no_rival_unless_images_vary_in_size() -> None:
+    spec, found = cells(VALUES)
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+
+    def judged(*, sizes: bool) -> list[Cell]:
+        return [
+            cell.model_copy(
+                update={
+                    "point": {**cell.point, **({"data.image_size": 16} if sizes else {})},
+                    "certificate": {"protocols": "knn/3", "judged": "k=1" if old else "k=20"},
+                    "finished_at": now - timedelta(hours=old),
+                }
+            )
+            for cell in found
+            for old in [cell.point[NOISE] == 0.2]
+        ]
+
+    best = best_of(spec, judged(sizes=False))
+    assert best is not None
+    assert best.best.point == {NOISE: 0.1}
+    assert "other options or other images" in judged_apart(judged(sizes=False))
+    assert judged_apart(judged(sizes=True)) == ""
+
+
 def test_the_least_can_be_the_best() -> None:
     found = best_of(*cells(VALUES, mode="min"))
     assert found is not None

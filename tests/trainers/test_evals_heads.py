@@ -201,8 +201,9 @@ def test_fine_tuning_trains_a_copy_and_keeps_the_best_epoch(
     assert weights_sha256(encoder.state_dict()) == before
     epochs = on_val.detail["val_by_epoch"]
     assert on_val.metrics["finetune_top1"] == max(epochs)
+    assert on_val.detail["rows"] == len(finetune.draw_rows(digits.train.labels, TUNE, 0, 0))
     assert on_val.chosen == on_test.chosen == {"epoch": float(np.argmax(epochs) + 1)}
-    tuned, _ = bank.once(("finetune", TUNE, 0), lambda: pytest.fail("it was tuned"))
+    tuned, *_ = bank.once(("finetune", TUNE, 0), lambda: pytest.fail("it was tuned"))
     assert torch.equal(tuned.encoder.vit.pos_embed, positions), "positions are not trained"
     assert not torch.equal(tuned.encoder.vit.patch_embed.proj.weight,
                            encoder.vit.patch_embed.proj.weight)  # fmt: skip

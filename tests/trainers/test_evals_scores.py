@@ -16,7 +16,7 @@ from torch import Tensor
 from stoplab_platform.paths import read_json
 from stoplab_platform.scorebook import read_scores
 from stoplab_platform.specs.data import DataSpec, EvalDataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, LowShotEval
+from stoplab_platform.specs.evals import KnnEval, LinearEval, LowShotEval, versioned
 from stoplab_trainers.checkpoint import weights_sha256
 from stoplab_trainers.evals import kept as kept_module
 from stoplab_trainers.evals.features import Bank
@@ -90,7 +90,43 @@ def test_a_row_for_every_metric(digits: Splits) -> None:
         assert row.n == 540
         assert row.low < row.value < row.high
         assert row.high - row.low < 0.12
-    assert [one["top1"] for one in rows[1].detail["draws"]] != []
+    draws = [one["top1"] for one in rows[1].detail["draws"]]
+    assert len(draws) == 2
+    assert rows[1].value == pytest.approx(sum(draws) / 2)
+
+
+def test_a_row_says_what_it_was_asked_for_and_fitted_on(digits: Splits) -> None:
+    protocols = [
+        KnnEval(kind="knn", k=7),
+        LowShotEval(kind="low_shot", fraction=0.1, draws=1, label="ten_percent"),
+        LowShotEval(kind="low_shot", per_class=3, draws=2),
+        LowShotEval(kind="low_shot", per_class=900, draws=1, penalty="published", label="all"),
+    ]
+    rows = scores(build_model(tiny()).encoder, protocols, digits, on="test", seed=0, shown="test")
+    names = ["knn_top1", "low_shot_top1.ten_percent", "low_shot_top1", "low_shot_top1.all"]
+    assert [row.name for row in rows] == [f"test/{name}" for name in names]
+    count = len(digits.train)
+    shares = [round(0.1 * n) for n in np.bincount(digits.train.labels)]
+    assert [row.detail["rows"] for row in rows] == [count, sum(shares), 30, count]
+    assert rows[0].detail["options"] == {"label": None, "k": 7}
+    told = rows[3].detail["options"]
+    assert (told["per_class"], told["penalty"], told["fraction"]) == (900, "published", None)
+
+
+def test_predictions_of_one_protocol_asked_twice_are_kept_apart(shared_cache: Path) -> None:
+    evals = [
+        {"kind": "low_shot", "per_class": 2, "draws": 1, "label": "two"},
+        {"kind": "low_shot", "per_class": 3, "draws": 2, "label": "three"},
+        {"kind": "low_shot", "per_class": 4, "draws": 2},
+    ]
+    spec = tiny(evals=evals)
+    judge = Scores(spec, shared_cache)
+    assert judge.protocols == versioned(spec.evals[0])
+    final = judge.final(build_model(spec).encoder)
+    parts = [".two", ".three.draw0", ".three.draw1", ".draw0", ".draw1"]
+    assert set(final.predictions) == {"labels", *(f"test/low_shot_top1{part}" for part in parts)}
+    assert len({f"{split}/low_shot_top1{end}" for split in ("val", "test", "init", "pixels")
+                for end in ("", ".two", ".three")} & final.metrics.keys()) == 12  # fmt: skip
 
 
 # Files
@@ -192,3 +228,26 @@ def test_of_many_at_once_one_makes_it(tmp_path: Path) -> None:
     assert len(made) == 1
     assert all(np.array_equal(one, np.arange(6)) for one in found)
     assert torch.from_numpy(found[-1]).sum() == 15
+
+
+# Splits that share images
+
+
+def test_splits_that_share_shards_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = three_shards(tmp_path)
+    last, copied = tmp_path / "part-000002.tar", tmp_path / "elsewhere.tar"
+    copied.write_bytes(last.read_bytes())
+    for test, said in (
+        (str(copied), ["4 of 4 images of the test split lie in the training split too"]),
+        (str(tmp_path / "part-000001.tar"), []),
+    ):
+        train = parts if said else [str(tmp_path / "part-000000.tar"), str(last)]
+        data = EvalDataSpec(train=train, test=test)
+        splits = load_splits(data, 16, tmp_path / "cache")
+        assert splits.shared == said
+        spec = tiny(data__eval=data.plain())
+        facts = Scores(spec, tmp_path / "cache").facts()
+        assert facts.get("shared") == (said[0] if said else None)
+    assert sum("lie in the training split too" in r.message for r in caplog.records) == 1

@@ -17,6 +17,7 @@ from stoplab_trainers.data.decode import decode_mask, whole_mask
 from stoplab_trainers.data.index import read_index
 from stoplab_trainers.data.pack import write_shard
 from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.evals.features import Bank
 from stoplab_trainers.evals.outcome import interval
 from stoplab_trainers.evals.segmentation import (
     IGNORED,
@@ -24,6 +25,7 @@ from stoplab_trainers.evals.segmentation import (
     overlaps,
     patch_shares,
     propagated,
+    segmentation,
     upsampled,
 )
 from stoplab_trainers.evals.suite import Splits, load_splits, outcomes, pixel_encoder, scores
@@ -147,6 +149,63 @@ def test_digits_are_told_from_their_ground(masked: Splits) -> None:
     assert 0 < trained.metrics["segmentation_miou"] < 1
     (none,) = outcomes(pixel_encoder(), [SEGMENTATION], masked, on="test", seed=0)
     assert none.metrics == {}
+
+
+def written(folder: Path, masks: list[np.ndarray | None]) -> str:
+    samples = [
+        (f"d{n:04d}", {
+            "cls": b"0", "png": encoded(np.full((16, 16), n, np.uint8)),
+            **({} if mask is None else {"seg.png": encoded(mask.astype(np.uint8))}),
+        }) for n, mask in enumerate(masks)
+    ]  # fmt: skip
+    write_shard(folder / f"{len(list(folder.iterdir()))}.tar", samples)
+    return str(max(folder.glob("*.tar")))
+
+
+def test_patches_without_a_class_do_not_vote_for_the_first_one() -> None:
+    one = SegmentationEval(kind="segmentation", k=1)
+    masks = torch.full((2, 4, 4), IGNORED, dtype=torch.uint8)
+    masks[1] = 1
+    images = torch.tensor([[10.0, 1], [10, -9]])
+    own = Fixed(images.numpy(), masks)
+    found = segmentation(one, own, "test", 0)
+    assert found.metrics["segmentation_miou"] == 1.0, "both images are class 1"
+
+
+class Fixed(Bank):
+    """A bank of two images of one patch; the judged one is like the one without a class."""
+
+    def __init__(self, rows: np.ndarray, masks: Tensor) -> None:
+        self._rows, self._masks = rows, masks
+
+    def patches(self, part: str, block: int | None = None) -> np.ndarray:
+        return self._rows[:, None] if part == "train" else self._rows[:1, None]
+
+    def split(self, part: str) -> Fixed:  # type: ignore[override]
+        return self if part == "train" else Fixed(self._rows, self._masks[1:])
+
+    def masks(self, count: int) -> Tensor:
+        return self._masks[:count]
+
+
+def test_masks_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    whole = np.zeros((16, 16))
+    good, late, blank = (
+        written(tmp_path / "s", masks)
+        for masks in ([whole] * 3, [whole, None, whole], [whole + IGNORED] * 3)
+    )
+    for test, wrong in (
+        (late, "has no mask"),
+        (blank, "test split's first 3 images hold no class"),
+    ):
+        data = {"train": good, "val": good, "test": test}
+        spec = tiny(evals=[{"kind": "segmentation"}], data__eval=data)
+        with pytest.raises(DataError, match=wrong):
+            Scores(spec, tmp_path / "cache")
+    empty = np.zeros((3, 2, 2))
+    empty[1, 1] = (3, 4)
+    assert mean_iou(empty).tolist() == [0, 0.75, 0]
 
 
 def test_data_without_masks_are_refused_before_anything_runs(shared_cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from stoplab_platform.jobs.states import ReasonCode
 from stoplab_platform.paths import RunFolder, read_json, read_lines
 from stoplab_platform.supervisor import judge
-from stoplab_platform.tracking import MemoryTracker
+from stoplab_platform.tracking import MemoryTracker, SpoolTracker
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics import pictures, watching
-from stoplab_trainers.diagnostics.alarm import Alarm, Collapsed
+from stoplab_trainers.diagnostics.alarm import MOVED, Alarm, Collapsed, Finding
 from stoplab_trainers.diagnostics.probe import (
     Look,
     Probe,
@@ -25,6 +26,7 @@ from stoplab_trainers.diagnostics.probe import (
     location_r2,
     rankme,
 )
+from stoplab_trainers.diagnostics.telling import tell
 from stoplab_trainers.diagnostics.watching import Watching, leave_pictures
 from stoplab_trainers.launch import execute
 from stoplab_trainers.loop import Run, train
@@ -104,6 +106,70 @@ class TestAlarm:
     def test_what_was_not_measured_says_nothing(self) -> None:
         assert Alarm(self.START).heard(1, {"train/loss": 0.0}) is None
 
+    def test_what_was_learned_since_counts_as_well(self) -> None:
+        """A published start that is small has a rank of 1.56: nothing is a tenth of that."""
+        rank, alarm = "collapse/rankme", Alarm({"collapse/rankme": 1.56})
+        assert alarm.heard(100, {rank: 1.2}) is None
+        assert alarm.heard(200, {rank: 80.0}) is None
+        found = alarm.heard(300, {rank: 1.2})
+        assert found is not None
+        assert (found.kind, found.start, found.best) == ("collapsed", 1.56, 80.0)
+        assert found.message.endswith("untrained it was 1.56, and 80 since")
+        again = Alarm({rank: 1.56}, {rank: [1.56, 80.0, math.nan, 60.0]})
+        assert again.heard(300, {rank: 1.2}) is not None, "a run that goes on knows it"
+        assert again.heard(300, {rank: 9.5}) is None
+
+    def test_a_target_that_stands_still_or_leaps(self) -> None:
+        alarm = Alarm(self.START)
+        for step, moved in ((100, 0.9), (200, 0.06), (300, 0.05)):
+            assert alarm.heard(step, {MOVED: moved}) is None
+        leapt, small = (
+            Alarm(self.START, {MOVED: [0.9, usual, usual]}).heard(400, {MOVED: moved})
+            for usual, moved in ((0.05, 0.55), (0.03, 0.45))
+        )
+        assert leapt is not None
+        assert small is None
+        assert "the target leapt: by step 400 its features moved by 0.55" in leapt.message
+        still = alarm.heard(400, {MOVED: 0.0})
+        assert still is not None
+        assert (still.kind, still.measure) == ("drifted", MOVED)
+
+
+class TestTelling:
+    def test_each_kind_once_and_the_newest_in_front(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run, tracker = RunFolder(tmp_path), started()
+        found = [
+            Finding(kind, step, "m", 0.0, None, None, f"{kind} at {step}")
+            for kind, step in (("starved", 0), ("collapsed", 300), ("collapsed", 310))
+        ]  # fmt: skip
+        for one in found:
+            tell(one, run, tracker)
+        assert [r.message for r in caplog.records] == ["starved at 0", "collapsed at 300"]
+        told = read_json(run.alarm)
+        assert told["message"] == "collapsed at 300"
+        assert [one["message"] for one in told["earlier"]] == ["starved at 0"]
+        assert tracker.tagged["stoplab.starved"] == "step 0, m"
+        tell(Finding("collapsed", 200, "m", 0.0, None, None, "collapsed at 200"), run, tracker)
+        told = read_json(run.alarm)
+        assert told["message"] == "collapsed at 200", "from a checkpoint before it"
+        assert [one["message"] for one in told["earlier"]] == ["starved at 0"]
+
+    def test_masks_that_starve_patches(self, tmp_path: Path) -> None:
+        run = folder(tmp_path)
+        spec = tiny(
+            evals=[], data__image_size=32, optim__epochs=1, masking__sampler="official",
+            collapse="stop",
+        )  # fmt: skip
+        execute(spec, run, identity())
+        told = read_json(run.alarm)
+        assert (told["kind"], told["step"]) == ("starved", 0)
+        assert told["message"].startswith("the masks starve the run: 15 of 64 patches are never")
+        assert read_json(run.progress)["warning"] == told["message"]
+        tags = [line["tags"] for line in read_lines(run.spool) if line["verb"] == "tags"]
+        assert {"stoplab.starved": f"step 0, {told['measure']}"} in tags
+
 
 class TestWatching:
     def test_a_run_is_bit_equal_with_and_without_it(self, digits: ShardSet, tmp_path: Path) -> None:
@@ -128,6 +194,32 @@ class TestWatching:
         points = {step for step, _ in tracker.history["collapse/rankme"]}
         assert points == {0, 19, 38}  # an epoch is longer than 15 steps
         assert {step for step, _ in tracker.history["stop/landing_patches"]} == {19, 38}
+        moves = [value for _, value in tracker.history["collapse/target_moved"]]
+        assert len(moves) == 2
+        assert all(0 < value < 1 for value in moves)
+
+    def test_a_target_that_never_moves_is_told(
+        self, digits: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watching, "LEAST_STEPS", 15)
+        run = Run(tiny(optim__ema=[1.0, 1.0], collapse="stop"), digits)
+        train(run, [Watching(run, started(), RunFolder(tmp_path))])
+        told = read_json(RunFolder(tmp_path).alarm)
+        assert (told["kind"], told["step"], told["value"]) == ("drifted", 19, 0.0)
+
+    def test_a_run_that_goes_on_knows_the_most_it_had(
+        self, digits: ShardSet, tmp_path: Path
+    ) -> None:
+        home, run = folder(tmp_path), Run(tiny(optim__epochs=1), digits)
+        tracker = SpoolTracker(home, "")
+        tracker.start(identity(), {})
+        for step, rank in ((5, 80.0), (10, 200.0)):
+            tracker.metrics(step, {"collapse/rankme": rank, "collapse/target_moved": 0.5})
+        tracker.close()
+        run.step = 7
+        hook = Watching(run, started(), home)
+        assert hook._alarm._best["collapse/rankme"] == 80.0, "what came after it, is to come again"
+        assert hook._alarm._moves == [0.5]
 
     def test_the_baseline_is_the_same_after_a_resume(
         self, digits: ShardSet, tmp_path: Path
@@ -142,7 +234,11 @@ class TestWatching:
         again.load(*checkpoint.load(saved, identity=None))
         second = Watching(again, started(), RunFolder(tmp_path))
         assert second._alarm._start == first._alarm._start
-        assert second._look(again) == first._look(run) == first.metrics
+        found = [
+            hook._measured(one, hook._probe.look(one.target))
+            for hook, one in ((first, run), (second, again))
+        ]
+        assert found[0] == found[1] == first.metrics
 
 
 def test_a_picture_that_fails_costs_no_other(

@@ -27,6 +27,7 @@ from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics.coverage import coverage
 from stoplab_trainers.diagnostics.masks import masks_figure
 from stoplab_trainers.diagnostics.probe import first_images
+from stoplab_trainers.diagnostics.telling import starvation, tell
 from stoplab_trainers.diagnostics.watching import PICTURED, Watching, leave_pictures
 from stoplab_trainers.hooks import (
     Evaluating,
@@ -309,8 +310,8 @@ def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: Spoo
     tracker.artifact(folder.spec)
     seen = coverage(spec)
     tracker.metrics(0, seen.stats())
-    for fault in seen.faults():
-        log.warning("masks: %s", fault)
+    if spec.collapse != "off" and (starved := starvation(seen)):
+        tell(starved, folder, tracker)
     picture.parent.mkdir(parents=True, exist_ok=True)
     images = first_images(shards, spec.data.image_size, PICTURED)
     masks_figure(spec, images, picture)

@@ -55,12 +55,13 @@ class Scores:
         check_data(spec.evals, self._splits)
         self.fingerprint = canonical_digest([self._splits.fingerprint, *asked_for(spec.evals)])
         """Of what a run is judged by: labelled images and protocols, each with its version."""
-        self.protocols = " ".join(sorted(versioned(protocol) for protocol in spec.evals))
+        self.protocols = " ".join(sorted({versioned(protocol) for protocol in spec.evals}))
         """The protocols with their versions: `knn/3 linear/4`."""
 
     def facts(self) -> dict[str, str]:
         """What a pairing of runs also rests on."""
-        return {"judged": self.fingerprint, "protocols": self.protocols}
+        shared = {"shared": "; ".join(self._splits.shared)} if self._splits.shared else {}
+        return {"judged": self.fingerprint, "protocols": self.protocols, **shared}
 
     def of(
         self, encoder: FrozenEncoder | Bank, protocols: Sequence[Protocol], *, on: On

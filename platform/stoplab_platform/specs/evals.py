@@ -5,16 +5,19 @@ docs/evaluation.md says what each measures, and where it departs from its source
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stoplab_platform.errors import Problem
 from stoplab_platform.specs.base import Path, Spec
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
+PARTS = r"draw\d+|up|down|left|right"
+"""What predictions of a metric's parts are told apart by (`low_shot_top1.draw0`)."""
 
 
 class EvalSpec(Spec):
@@ -25,14 +28,24 @@ class EvalSpec(Spec):
 
     every_epochs: int | None = Field(default=None, ge=1, le=1_000_000)
     """Also run on the validation split each so many epochs; null: only at the end."""
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")
+    """Ends its metrics' names, so that a protocol may be asked for several times:
+    `low_shot_top1.ten_percent`. Default null."""
+
+    @field_validator("label")
+    @classmethod
+    def _no_part(cls, label: str | None) -> str | None:
+        if label is not None and re.fullmatch(PARTS, label):
+            raise ValueError(f"{label!r} names a part of a metric; give another")
+        return label
 
     def metrics(self) -> tuple[str, ...]:
-        """Names of what it measures, without the split (`knn_top1`)."""
-        raise AssertionError("each protocol names its metrics")
+        """Names of what it measures, without the split: `knn_top1`, `knn_top1.label`."""
+        return tuple(labelled(name, self.label) for name in self.measures())
 
-    def passes(self) -> float:
-        """How often the encoder sees the training split, counted in forward passes."""
-        return 1
+    def measures(self) -> tuple[str, ...]:
+        """The same without the label."""
+        raise AssertionError("each protocol names its metrics")
 
 
 class KnnEval(EvalSpec):
@@ -49,7 +62,7 @@ class KnnEval(EvalSpec):
         """The numbers of neighbours to try."""
         return self.k if isinstance(self.k, tuple) else (self.k,)
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`knn_top1`."""
         return ("knn_top1",)
 
@@ -66,7 +79,7 @@ class LinearEval(EvalSpec):
     kind: Literal["linear"]
     """Names this protocol."""
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`linear_top1`."""
         return ("linear_top1",)
 
@@ -97,13 +110,9 @@ class LinearSgdEval(EvalSpec):
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Range of the crop's share of the image's area (fraction). Default 0.08 to 1: torchvision."""
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`linear_sgd_top1`."""
         return ("linear_sgd_top1",)
-
-    def passes(self) -> float:
-        """One for each epoch of crops."""
-        return self.epochs if self.augment else 1
 
     def checks(self) -> Iterator[Problem]:
         """Steps rise inside the epochs, the crop's range inside (0, 1]."""
@@ -132,7 +141,7 @@ class LowShotEval(EvalSpec):
     draws: int = Field(default=3, ge=1, le=100)
     """Independent draws to average; a list is one. Default 3."""
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`low_shot_top1`."""
         return ("low_shot_top1",)
 
@@ -156,7 +165,7 @@ class LocationEval(EvalSpec):
     """Read the tokens after so many blocks, each after the final norm (0: the embedding); null:
     after the last one. Default null."""
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`location_r2`."""
         return ("location_r2",)
 
@@ -174,7 +183,7 @@ class RobustnessEval(EvalSpec):
     """Side of the central crop as a share of the image's (fraction); it is resized to the
     whole. Default 0.75."""
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`robust_shift_top1`, `robust_crop_top1`."""
         return ("robust_shift_top1", "robust_crop_top1")
 
@@ -203,13 +212,9 @@ class FinetuneEval(EvalSpec):
     per_class: int | None = Field(default=None, ge=1, le=1_000_000)
     """Labelled images per class; null: all. Default null."""
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`finetune_top1`."""
         return ("finetune_top1",)
-
-    def passes(self) -> float:
-        """A step costs three forward passes."""
-        return 3 * self.epochs * (self.fraction or 1)
 
     def checks(self) -> Iterator[Problem]:
         """At most one amount; warm-up inside the epochs, the crop's range inside (0, 1]."""
@@ -228,6 +233,7 @@ class SegmentationEval(EvalSpec):
     Needs a `.seg.png` member in every sample: a class index a pixel, 255 for none.
     """
 
+    version: ClassVar[int] = 2
     kind: Literal["segmentation"]
     """Names this protocol."""
     k: Count = 5
@@ -235,7 +241,7 @@ class SegmentationEval(EvalSpec):
     temperature: float = Field(default=0.1, gt=0, le=100)
     """They weigh exp(cosine similarity / temperature). Default 0.1: DINO on DAVIS."""
 
-    def metrics(self) -> tuple[str, ...]:
+    def measures(self) -> tuple[str, ...]:
         """`segmentation_miou`."""
         return ("segmentation_miou",)
 
@@ -257,6 +263,21 @@ Protocol = Annotated[
 def versioned(protocol: Protocol) -> str:
     """The protocol's name with its version: `linear/4`."""
     return f"{protocol.kind}/{protocol.version}"
+
+
+def labelled(name: str, label: str | None) -> str:
+    """The name of a metric or of a part of it, with a protocol's label behind the metric."""
+    metric, dot, part = name.partition(".")
+    return f"{metric}.{label}{dot}{part}" if label else name
+
+
+def repeated(protocols: Sequence[Protocol]) -> Iterator[tuple[Path, str]]:
+    """Where a protocol measures what one before it does."""
+    for number, one in enumerate(protocols):
+        before = {name for other in protocols[:number] for name in other.metrics()}
+        if twice := [name for name in one.metrics() if name in before]:
+            text = f"{twice[0]!r} is measured before; a protocol that comes again needs a label"
+            yield (number, "label"), text
 
 
 def deeper_than(protocols: Iterable[Protocol], depth: int) -> Iterator[tuple[Path, str]]:

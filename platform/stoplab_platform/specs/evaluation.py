@@ -10,7 +10,7 @@ from pydantic import Field
 from stoplab_platform.errors import Problem, SpecError
 from stoplab_platform.specs.base import Spec
 from stoplab_platform.specs.data import EvalDataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than, repeated
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.run import MOST_PATCHES, ComputeSpec, Name, RunSpec, TrackingSpec
 from stoplab_platform.specs.weights import CheckpointRef
@@ -49,9 +49,8 @@ class EvaluationSpec(Spec):
         """Something to run."""
         if not self.protocols:
             yield Problem(("protocols",), "needs at least one protocol")
-        names = [name for protocol in self.protocols for name in protocol.metrics()]
-        if len(set(names)) != len(names):
-            yield Problem(("protocols",), "each protocol may appear once")
+        for path, message in repeated(self.protocols):
+            yield Problem(("protocols", *path), message)
         if self.compute.workers > 1:
             text = f"{self.compute.workers}: an evaluation is one process; give 1"
             yield Problem(("compute", "workers"), text)

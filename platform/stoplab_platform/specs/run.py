@@ -12,7 +12,7 @@ from stoplab_platform.masks import infeasible
 from stoplab_platform.plugins import versions
 from stoplab_platform.specs.base import Path, Spec, canonical_digest
 from stoplab_platform.specs.data import DataSpec
-from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than
+from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than, repeated
 from stoplab_platform.specs.kinds import PluginSpec
 from stoplab_platform.specs.limits import JobLimits
 from stoplab_platform.specs.masking import MaskingSpec, MultiblockMasking
@@ -135,8 +135,9 @@ class RunSpec(Spec):
     tracking: TrackingSpec = TrackingSpec()
     """Where the run appears."""
     collapse: Literal["warn", "stop", "off"] = "warn"
-    """When the features collapse (less than a tenth of an untrained encoder's spread or rank is
-    left): `warn` in the log and on the run, `stop` it as failed, or `off`. Default warn."""
+    """When the features collapse (less than a tenth is left of the most spread or rank that they
+    had, untrained or since): `warn` in the log and on the run, `stop` it as failed, or `off`. A
+    target that stands still or leaps and masks that starve patches are warned of. Default warn."""
     limits: JobLimits = JobLimits()
     """Where the job ends unfinished; its last checkpoint is kept. In a study: the study's own."""
 
@@ -172,9 +173,8 @@ class RunSpec(Spec):
                 "evals need labelled shards; give data.eval, or evals: []",
                 (("evals",), ("data", "train")),
             )
-        names = self.metrics()
-        if len(set(names)) != len(names):
-            yield Problem(("evals",), "each protocol may appear once")
+        for path, message in repeated(self.evals):
+            yield Problem(("evals", *path), message)
         for path, message in deeper_than(self.evals, self.model.sizes().depth):
             yield Problem(("evals", *path), message, (("model",),))
         patch = self.model.sizes().patch_size

@@ -19,12 +19,14 @@ CHANGEABLE = ("optim.", "positions.noise_std", "masking.", MASKING_RATIO)
 """Beginnings of fields that a run may change on its way."""
 FIXED = ("optim.epochs", "optim.batch_size", "optim.betas", "masking.kind")
 """Among those, what its steps are counted by, its optimiser keeps, or is another method."""
+ALIKE = "all runs of a sweep are judged alike; set base.evals and base.data.eval"
 NO_AXES = {
     "name": "every run has a name of its own",
     "kind": "a sweep holds runs",
     "spec_version": "a sweep has one format",
     "tracking": "all runs of a sweep stand together in the tracker",
     "compute": "all runs of a sweep get the same resources",
+    "evals": ALIKE,
 }
 """Fields that cannot be varied, or hold nothing that can; and why."""
 MOST_VALUES = 1000
@@ -282,12 +284,19 @@ class SweepSpec(Spec):
         at = ("space", path)
         for value in axis.probes():
             try:
-                applied(self.base, {path: value}, RunSpec)
+                run = applied(self.base, {path: value}, RunSpec)
+                if (run.evals, run.data.eval_data()) != (
+                    self.base.evals,
+                    self.base.data.eval_data(),
+                ):
+                    yield Problem(at, f"{value!r}: {ALIKE}")
             except SpecError as error:
                 # A point that no mask can be drawn for is reported when the sweep runs,
                 # as infeasible; a value its own field refuses is a mistake in the spec.
                 for problem in error.problems:
-                    if problem.dotted == path and not problem.involves:
+                    if problem.dotted == "data.eval":
+                        yield Problem(at, f"{value!r}: {problem.message}")
+                    elif problem.dotted == path and not problem.involves:
                         yield Problem(at, problem.message)
                     elif path.startswith(problem.dotted) and not problem.involves:
                         yield Problem(at, f"{path}: {problem.message}")
@@ -297,4 +306,6 @@ def _no_axis(path: str) -> str | None:
     """Why a field cannot be an axis; None where it can."""
     if path in COMPUTE_AXES:
         return None
+    if f"{path}.".startswith("data.eval."):
+        return ALIKE
     return NO_AXES.get(path.partition(".")[0])

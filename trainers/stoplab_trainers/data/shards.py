@@ -70,6 +70,11 @@ class ShardSet:
         digests = "\n".join(index.digest for index in self._indexes)
         return hashlib.sha256(digests.encode()).hexdigest()
 
+    def shared_with(self, other: ShardSet) -> int:
+        """How many of the samples lie in a shard that ``other`` has too, wherever that lies."""
+        known = {index.digest for index in other._indexes}
+        return sum(len(one.keys) for one in self._indexes if one.digest in known)
+
     def name(self, sample_id: int) -> str:
         """A sample's name for people: its key and its shard."""
         shard, row = self._place(sample_id)

@@ -92,6 +92,11 @@ def features_stats(look: Look, start: Look) -> dict[str, float]:
     return found
 
 
+def moved(look: Look, before: Look) -> float:
+    """``collapse/target_moved``: ||pooled - that of the look before|| / ||that||."""
+    return float((look.pooled - before.pooled).norm() / before.pooled.norm().clamp(min=1e-12))
+
+
 def token_std(look: Look) -> float:
     """``collapse/feature_std`` of the probe: deviation over patches, mean over channels."""
     return float(look.patches.flatten(0, 1).std(dim=0).mean())

@@ -5,15 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import Tracker, read_series
-from stoplab_trainers.diagnostics.alarm import Alarm, Collapse, Collapsed
+from stoplab_trainers.diagnostics.alarm import LEAST, MOVED, Alarm, Collapsed
 from stoplab_trainers.diagnostics.album import Subject, album
 from stoplab_trainers.diagnostics.landing import landing_stats
 from stoplab_trainers.diagnostics.masks import rows_together
 from stoplab_trainers.diagnostics.noise import spectrum, spectrum_stats
 from stoplab_trainers.diagnostics.pictures import Points, metric_names
-from stoplab_trainers.diagnostics.probe import Probe, features_stats, first_images, token_std
+from stoplab_trainers.diagnostics.probe import (
+    Look,
+    Probe,
+    features_stats,
+    first_images,
+    moved,
+    token_std,
+)
+from stoplab_trainers.diagnostics.telling import tell
 from stoplab_trainers.loop import Run, StepReport
 
 log = logging.getLogger("stoplab.train")
@@ -28,7 +36,8 @@ class Watching:
     """Looks at the target encoder's features on fixed images, and says when they collapse.
 
     It draws nothing and changes nothing: a run has the same weights with and without it. What it
-    compares with is the untrained encoder of the run's seed, which every attempt can build again.
+    compares with is the untrained encoder of the run's seed, which every attempt can build again,
+    and what the run has logged up to the step that it goes on from.
     """
 
     def __init__(self, run: Run, tracker: Tracker, folder: RunFolder) -> None:
@@ -39,9 +48,10 @@ class Watching:
         self._start = self._probe.look(untrained.encoder.to(run.world.device))
         start = features_stats(self._start, self._start)
         tracker.metrics(0, start)
-        self._alarm = Alarm({**start, "collapse/feature_std": token_std(self._start)})
-        known = read_json(folder.alarm)
-        self._told = known is not None and known["step"] <= run.step
+        self._last, self._looked_at = self._probe.look(run.target), run.step
+        self._alarm = Alarm(
+            {**start, "collapse/feature_std": token_std(self._start)}, _past(folder, run.step)
+        )
         self.metrics: Mapping[str, float] = {}
         """What the last look found."""
 
@@ -49,41 +59,31 @@ class Watching:
         """Look, if it is time; Collapsed where the spec says that a collapse ends the run."""
         heard = dict(report.metrics)
         if report.step % self._every == 0 or report.step == report.steps:
-            self.metrics = self._look(run)
+            look = self._probe.look(run.target)
+            self.metrics = self._measured(run, look) | self._moved(report.step, look)
             self._tracker.metrics(report.step, self.metrics)
             heard |= self.metrics
         if not heard or run.spec.collapse == "off":
             return
-        collapse = self._alarm.heard(report.step, heard)
-        if collapse is not None:
-            self._tell(collapse)
-            if run.spec.collapse == "stop":
-                raise Collapsed(collapse.message)
+        found = self._alarm.heard(report.step, heard)
+        if found is not None:
+            tell(found, self._folder, self._tracker)
+            if found.kind == "collapsed" and run.spec.collapse == "stop":
+                raise Collapsed(found.message)
 
-    def _look(self, run: Run) -> dict[str, float]:
-        found = features_stats(self._probe.look(run.target), self._start)
+    def _measured(self, run: Run, look: Look) -> dict[str, float]:
+        found = features_stats(look, self._start)
         values = spectrum(run.model, run.spec)
         if values is not None and found:  # weights that are no numbers have no spectrum
             found |= spectrum_stats(values) | landing_stats(run.model, run.spec)
         return found
 
-    def _tell(self, collapse: Collapse) -> None:
-        """Once: in the log, on the run in the tracker, and beside the job's progress."""
-        if self._told:
-            return
-        self._told = True
-        log.warning("%s", collapse.message)
-        self._tracker.tags({"stoplab.collapsed": f"step {collapse.step}, {collapse.measure}"})
-        write_json(
-            self._folder.alarm,
-            {
-                "step": collapse.step,
-                "measure": collapse.measure,
-                "value": collapse.value,
-                "start": collapse.start,
-                "message": collapse.message,
-            },
-        )
+    def _moved(self, step: int, look: Look) -> dict[str, float]:
+        """How far the target came since the last look, if that was a whole while ago."""
+        before, since = self._last, step - self._looked_at
+        self._last, self._looked_at = look, step
+        whole = since >= self._every and look.is_finite and before.is_finite
+        return {MOVED: moved(look, before)} if whole else {}
 
 
 def leave_pictures(run: Run, folder: RunFolder, tracker: Tracker) -> None:
@@ -103,3 +103,9 @@ def spooled_series(folder: RunFolder) -> dict[str, Points]:
     """What the run has logged of the metrics that are drawn, by step."""
     told = read_series(folder, "", None, metric_names()).series
     return {name: [(p.step, p.value) for p in points] for name, points in told.items() if points}
+
+
+def _past(folder: RunFolder, until: int) -> dict[str, list[float]]:
+    """What the alarm goes by, as it was logged up to a step."""
+    told = read_series(folder, "", None, [*LEAST, MOVED]).series
+    return {name: [p.value for p in points if p.step <= until] for name, points in told.items()}

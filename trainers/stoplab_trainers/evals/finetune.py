@@ -38,7 +38,8 @@ def finetune(protocol: FinetuneEval, bank: Bank, on: On, seed: int) -> Outcome:
     """
     if not isinstance(bank.encoder, Encoder):
         return Outcome()
-    tuned, epochs = bank.once(("finetune", protocol, seed), lambda: _tune(protocol, bank, seed))
+    known = ("finetune", protocol, seed)
+    tuned, epochs, rows = bank.once(known, lambda: _tune(protocol, bank, seed))
     best = int(np.argmax(epochs))
     predictions = _predictions(tuned, bank, on)
     return told(
@@ -46,7 +47,7 @@ def finetune(protocol: FinetuneEval, bank: Bank, on: On, seed: int) -> Outcome:
         predictions,
         bank.labels(on),
         chosen={"epoch": float(best + 1)},
-        detail={"val_by_epoch": epochs},
+        detail={"rows": rows, "val_by_epoch": epochs},
     )
 
 
@@ -72,8 +73,9 @@ class Classifier(nn.Module):
         return scores
 
 
-def _tune(protocol: FinetuneEval, bank: Bank, seed: int) -> tuple[Classifier, list[float]]:
-    """The classifier of the best epoch, and each epoch's accuracy on the validation split."""
+def _tune(protocol: FinetuneEval, bank: Bank, seed: int) -> tuple[Classifier, list[float], int]:
+    """The classifier of the best epoch, each epoch's accuracy on the validation split, and how
+    many rows it was trained on."""
     split, device = bank.split("train"), bank.device
     rows = draw_rows(split.labels, protocol, seed, 0)
     labels = torch.from_numpy(split.labels[rows]).to(device)
@@ -96,7 +98,7 @@ def _tune(protocol: FinetuneEval, bank: Bank, seed: int) -> tuple[Classifier, li
         epochs.append(accuracy(_predictions(model, bank, "val"), bank.labels("val")))
         if epochs[-1] == max(epochs) and epochs.count(epochs[-1]) == 1:
             best = copy.deepcopy(model)
-    return best, epochs
+    return best, epochs, len(rows)
 
 
 def _classifier(bank: Bank, seed: int) -> Classifier:

@@ -40,7 +40,7 @@ def location(protocol: LocationEval, bank: Bank, on: On, seed: int) -> Outcome:
         {"location_r2": float(found.mean())},
         {"location_r2": found},
         chosen={"alpha": float(best.alpha)},
-        detail={"block": protocol.block},
+        detail={"rows": len(train), "block": protocol.block},
     )
 
 

@@ -40,6 +40,7 @@ def low_shot(protocol: LowShotEval, bank: Bank, on: On, seed: int) -> Outcome:
     labels, draws, detail = bank.labels(on), [], dict[str, Any]()
     for draw, rows in enumerate(_draws(protocol, bank, seed, detail)):
         name = ("low_shot", protocol, seed, draw)
+        detail["rows"] = len(rows)
         found = bank.once(name, partial(probe, bank, rows))
         draws.append((found.predict(bank.features(on)), found.strength))
     scores = [accuracy(predictions, labels) for predictions, _ in draws]

@@ -36,15 +36,19 @@ def segmentation(protocol: SegmentationEval, bank: Bank, on: On, seed: int) -> O
     seen = np.concatenate([labels.numpy(), truth.numpy()])
     num_classes = 1 + int(seen[seen != IGNORED].max(initial=0))
     shares = patch_shares(labels, math.isqrt(known.shape[1]), num_classes)
-    told = propagated(torch.from_numpy(known).flatten(0, 1), shares.flatten(0, 1),
-                      torch.from_numpy(judged), protocol)  # fmt: skip
+    rows, shares = torch.from_numpy(known).flatten(0, 1), shares.flatten(0, 1)
+    told_of = shares.sum(dim=1) > 0  # a patch without any class has nothing to tell
+    told = propagated(rows[told_of], shares[told_of], torch.from_numpy(judged), protocol)
     counts = overlaps(upsampled(told, truth.shape[-1]), truth, num_classes)
     iou = class_iou(counts.sum(axis=0))
     return Outcome(
-        {"segmentation_miou": float(np.nanmean(iou))},
+        {"segmentation_miou": float(mean_iou(counts.sum(axis=0)))},
         {"segmentation_miou": counts},
         of_sums=mean_iou,
-        detail={"iou": {str(c): float(v) for c, v in enumerate(iou) if not np.isnan(v)}},
+        detail={
+            "rows": len(known),
+            "iou": {str(c): float(v) for c, v in enumerate(iou) if not np.isnan(v)},
+        },
     )
 
 
@@ -105,5 +109,7 @@ def class_iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mean_iou(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """mIoU of each resample: [resamples, classes, 2] to [resamples]."""
-    return np.asarray(np.nanmean(class_iou(sums), axis=-1))
+    """mIoU of each resample: [resamples, classes, 2] to [resamples]; 0 where no class is."""
+    iou = class_iou(sums)
+    seen = ~np.isnan(iou)
+    return np.asarray(np.where(seen, iou, 0).sum(axis=-1) / np.maximum(seen.sum(axis=-1), 1))

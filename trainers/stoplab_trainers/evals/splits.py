@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from stoplab_platform.specs.data import EvalDataSpec
 from stoplab_trainers.data.decode import Pixels, decode_mask, decoded, whole, whole_mask
 from stoplab_trainers.data.shards import ShardSet
 
+log = logging.getLogger("stoplab.evaluate")
+PARTS = ("train", "val", "test")
 KEEP_BYTES = 512 << 20  # of a split's pixels
 MOST_THREADS = 16
 
@@ -90,6 +93,8 @@ class Splits:
     """Keys of the training set that are held out for validation."""
     cache: Path
     """Where results about these splits are remembered."""
+    shared: Sequence[str] = ()
+    """What two of the parts have in common, in sentences; nothing as a rule."""
 
 
 @lru_cache(maxsize=2)
@@ -107,6 +112,18 @@ def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
     else:
         val, chosen = train, hash_split(train.keys, data.val_fraction)
         fitted, held_out = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    shared = [
+        f"{number} of {len(part)} images of the {name} split lie in the {other} split too"
+        for (name, part), (other, whole) in (
+            (("test", test), ("training", train)),
+            (("test", test), ("validation", val)),
+            (("validation", val), ("training", train)),
+        )
+        if not (part is whole or (other == "validation" and val is train))
+        and (number := part.shared_with(whole))
+    ]
+    for fact in shared:
+        log.warning("%s: what is reported there was seen before", fact)
     return Splits(
         train=Split(train, fitted, image_size),
         val=Split(val, held_out, image_size),
@@ -116,6 +133,7 @@ def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
         ),
         set_aside=Split(train, held_out, image_size).keys if data.val is None else (),
         cache=cache,
+        shared=shared,
     )
 
 

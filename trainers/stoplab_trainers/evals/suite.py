@@ -7,9 +7,10 @@ fitted on the training split alone, and features are standardised by its statist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -17,9 +18,9 @@ from stoplab_platform.errors import DataError
 from stoplab_platform.paths import read_json, write_json
 from stoplab_platform.scorebook import Score, Shown
 from stoplab_platform.specs.base import canonical_digest
-from stoplab_platform.specs.evals import Protocol, versioned
+from stoplab_platform.specs.evals import Protocol, labelled, versioned
 from stoplab_trainers.data.cache import locked
-from stoplab_trainers.evals.features import Bank, FrozenEncoder, On, Pixels
+from stoplab_trainers.evals.features import PATCH_IMAGES, Bank, FrozenEncoder, On, Pixels
 from stoplab_trainers.evals.finetune import finetune
 from stoplab_trainers.evals.knn import knn
 from stoplab_trainers.evals.linear import linear
@@ -28,8 +29,8 @@ from stoplab_trainers.evals.location import location
 from stoplab_trainers.evals.low_shot import listed_rows, low_shot, read_list
 from stoplab_trainers.evals.outcome import Outcome, interval
 from stoplab_trainers.evals.robustness import robustness
-from stoplab_trainers.evals.segmentation import segmentation
-from stoplab_trainers.evals.splits import Splits, load_splits
+from stoplab_trainers.evals.segmentation import IGNORED, segmentation
+from stoplab_trainers.evals.splits import PARTS, Splits, load_splits
 
 __all__ = ["Bank", "Splits", "evaluate", "load_splits", "outcomes", "pixel_encoder", "scores"]
 
@@ -43,8 +44,10 @@ RUNNERS: dict[str, Callable[[Any, Bank, On, int], Outcome]] = {
     "finetune": finetune,
     "segmentation": segmentation,
 }
+T = TypeVar("T")
 SEEDED = ("low_shot", "linear_sgd", "finetune")  # protocols that draw something
 ROWS = TypeAdapter(list[Score])
+FORMAT = 2  # of remembered rows: raise it when they hold more
 
 
 def evaluate(
@@ -83,7 +86,7 @@ def scores(
     if not isinstance(encoder.encoder if isinstance(encoder, Bank) else encoder, Pixels):
         return judge()
     draws = seed if any(protocol.kind in SEEDED for protocol in protocols) else None
-    asked = [splits.fingerprint, *asked_for(protocols), on, shown, draws]
+    asked = [FORMAT, splits.fingerprint, *asked_for(protocols), on, shown, draws]
     return _remembered(splits.cache / "pixels" / f"{canonical_digest(asked)}.json", judge)
 
 
@@ -97,7 +100,10 @@ def outcomes(
 ) -> list[Outcome]:
     """Every protocol's outcome on one split, with each image's prediction."""
     bank = encoder if isinstance(encoder, Bank) else Bank(encoder, splits)
-    return [RUNNERS[protocol.kind](protocol, bank, on, seed) for protocol in protocols]
+    return [
+        _told(protocol, RUNNERS[protocol.kind](protocol, bank, on, seed), splits)
+        for protocol in protocols
+    ]
 
 
 def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown) -> list[Score]:
@@ -122,6 +128,24 @@ def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown
     return rows
 
 
+def _told(protocol: Protocol, found: Outcome, splits: Splits) -> Outcome:
+    """The outcome under the protocol's label, with its options and the rows it was fitted on."""
+    options = protocol.plain()
+    for name in ("kind", "every_epochs"):
+        del options[name]
+
+    def named(told: Mapping[str, T]) -> dict[str, T]:
+        return {labelled(name, protocol.label): value for name, value in told.items()}
+
+    return replace(
+        found,
+        metrics=named(found.metrics),
+        per_image=named(found.per_image),
+        predictions=named(found.predictions),
+        detail={"options": options, "rows": len(splits.train), **found.detail},
+    )
+
+
 def asked_for(protocols: Sequence[Protocol]) -> list[Any]:
     """What decides the protocols' numbers: versions and options, but not when they run.
 
@@ -140,8 +164,13 @@ def check_data(protocols: Sequence[Protocol], splits: Splits) -> None:
     """DataError where the labelled data are not what a protocol needs."""
     for one in protocols:
         if one.kind == "segmentation":
-            for split in (splits.train, splits.val, splits.test):
-                split.masks(1)
+            for name in PARTS:
+                masks = getattr(splits, name).masks(PATCH_IMAGES)
+                if bool((masks == IGNORED).all()):
+                    raise DataError(
+                        f"the masks of the {name} split's first {len(masks)} images hold no class, "
+                        f"{IGNORED} alone; give masks with a class index a pixel"
+                    )
         if one.kind == "linear_sgd" and len(splits.train) < 2:
             raise DataError("linear_sgd needs two labelled images or more to train on; here is one")
         if one.kind == "low_shot" and one.list is not None:
