@@ -248,6 +248,7 @@ def _start(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) 
     A run that goes on has that from its checkpoint: another file may lie at that path by now.
     """
     sha256 = ""
+    run.bad.keep_in(folder.bad_samples, run.world.rank)
     newest = checkpoint.latest(folder.checkpoints)
     if newest is not None:
         given, sha256 = _given(newest), checkpoint.manifest(newest)["sha256"]
