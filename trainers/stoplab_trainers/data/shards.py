@@ -79,16 +79,13 @@ class ShardSet:
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hex) of what the shards hold, in order, wherever they lie."""
-        digests = "\n".join(
-            shard.listed.digest if shard.listed else self._index(n).digest
-            for n, shard in enumerate(self._shards)
-        )
-        return hashlib.sha256(digests.encode()).hexdigest()
+        return hashlib.sha256("\n".join(self._digests).encode()).hexdigest()
 
     def shared_with(self, other: ShardSet) -> int:
         """How many of the samples lie in a shard that ``other`` has too, wherever that lies."""
-        known = {index.digest for index in other._indexes}
-        return sum(len(one.keys) for one in self._indexes if one.digest in known)
+        known = set(other._digests)
+        mine = zip(self.counts, self._digests, strict=True)
+        return sum(count for count, digest in mine if digest in known)
 
     def name(self, sample_id: int) -> str:
         """A sample's name for people: its key and its shard."""
@@ -128,6 +125,13 @@ class ShardSet:
         with self._lock:
             for number in self._open_files.keys() - set(shards):
                 del self._open_files[number]
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return [
+            shard.listed.digest if shard.listed else self._index(n).digest
+            for n, shard in enumerate(self._shards)
+        ]
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         data = self._file(shard).read(size, offset)
