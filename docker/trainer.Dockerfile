@@ -21,7 +21,7 @@ RUN python3 -m venv /opt/stoplab
 
 RUN --mount=type=bind,source=dist,target=/dist \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    pip install --no-cache-dir -c /constraints.txt "stoplab[train,sweep] @ file://$(ls /dist/stoplab-*.whl)"
+    pip install --no-cache-dir -c /constraints.txt "stoplab[train,sweep,s3] @ file://$(ls /dist/stoplab-*.whl)"
 
 COPY --chmod=0755 docker/probe.py /usr/local/bin/probe
 

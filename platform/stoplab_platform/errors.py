@@ -105,6 +105,10 @@ class DataMissing(DataError):
     """Data that a spec names are not there."""
 
 
+class DataAway(StoplabError):
+    """The place that holds data does not answer, or not in time; it may do so later."""
+
+
 class Stopped(StoplabError):
     """A run ended early because its stop file asked for it."""
 

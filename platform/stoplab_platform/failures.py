@@ -48,6 +48,14 @@ TABLE = (
         words=r"\bDataMissing: ",
     ),
     Failure(
+        ReasonCode.DATA_AWAY,
+        "the place that holds the data did not answer, however often it was asked; it goes on from "
+        "its last checkpoint",
+        first_s=30,
+        cap_s=600,
+        words=r"\bDataAway: ",
+    ),
+    Failure(
         ReasonCode.DIVERGED,
         "the loss is no number any more, and would be so again; lower optim.lr, set "
         "optim.clip_grad, or give compute.precision fp32",

@@ -89,6 +89,11 @@ class RunFolder:
         return self.root / "prune.json"
 
     @property
+    def bad_samples(self) -> Path:
+        """Folder of a file a rank that met samples which cannot be read: JSON lines."""
+        return self.root / "bad_samples"
+
+    @property
     def logs(self) -> Path:
         """Folder of the ranks' logs."""
         return self.root / "logs"
@@ -252,6 +257,8 @@ class Home:
     """A lab's folder."""
 
     root: Path
+    cache_dir: Path | None = None
+    """Where the cache lies, if not in the lab's folder."""
 
     @property
     def database(self) -> Path:
@@ -276,7 +283,7 @@ class Home:
     @property
     def cache(self) -> Path:
         """What can be made again: embedded sets, unpacked shards, indexes."""
-        return self.root / "cache"
+        return self.cache_dir or self.root / "cache"
 
     @property
     def jobs(self) -> Path:

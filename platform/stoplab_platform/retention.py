@@ -6,6 +6,7 @@ summaries, ledgers and reports stay. What an unfinished job may still need stays
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -185,9 +186,16 @@ def _entries(cache: Path) -> Iterator[_Entry]:
         for path in kind.iterdir() if kind.is_dir() else ():
             if path.suffix == ".lock":
                 continue
-            stats = [file.stat() for file in _files(path)]
+            stats = list(_stats(path))
             used = max((max(s.st_atime, s.st_mtime) for s in stats), default=time.time())
             yield _Entry(path, sum(s.st_size for s in stats), used)
+
+
+def _stats(path: Path) -> Iterator[os.stat_result]:
+    """Of what is still there: runs take copies of shards away as well."""
+    for file in _files(path):
+        with suppress(FileNotFoundError):
+            yield file.stat()
 
 
 def _found(

@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """Days that a client's idempotency key is remembered; null: for ever."""
     cache_bytes: int | None = Field(default=None, ge=0)
     """What the cache may hold; null: anything."""
+    cache_dir: Path | None = None
+    """Folder of the cache, on each machine's own disk as a rule; null: cache/ in the home."""
     rate_per_s: float = Field(default=200, ge=0)
     """Requests a second that one token may make, on each replica; 0: no limit."""
     rate_burst: int = Field(default=2000, ge=1)
@@ -128,7 +130,7 @@ class Settings(BaseSettings):
     @cached_property
     def folders(self) -> Home:
         """The home's files."""
-        return Home(self.home)
+        return Home(self.home, self.cache_dir and self.cache_dir.absolute())
 
     def quota(self, project: str) -> Quota:
         """What a project may hold at once."""

@@ -137,7 +137,7 @@ def test_an_index_is_read_once_and_again_when_the_shard_changes(
     path = shard(tmp_path / "a.tar", range(3))
     walked = []
     read_index = index.read_index
-    monkeypatch.setattr(index, "read_index", lambda p: walked.append(p) or read_index(p))
+    monkeypatch.setattr(index, "read_index", lambda p, n: walked.append(p) or read_index(p, n))
     for _ in range(3):
         assert len(ShardSet.open(str(path), cache)) == 3
     assert walked == [path]

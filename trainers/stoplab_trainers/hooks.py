@@ -30,7 +30,10 @@ FENCE_S = 1.0  # seconds between two looks at who owns the job's folder
 
 
 class Reporting:
-    """Sends the metrics of logged steps to the tracker, and a line to the log now and then."""
+    """Sends the metrics of logged steps to the tracker, and a line to the log now and then.
+
+    Also how many samples could not be read: too many of all ranks together end the run.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
@@ -40,7 +43,9 @@ class Reporting:
         """Report one step, if it was measured."""
         if not report.metrics:
             return
-        self._tracker.metrics(report.step, report.metrics)
+        bad = float(run.bad.total())  # of all ranks
+        self._tracker.metrics(report.step, {**report.metrics, "data/bad_samples": bad})
+        run.bad.check()
         now = time.monotonic()
         if now - self._spoke_at >= QUIET_S or report.step == report.steps:
             self._spoke_at = now

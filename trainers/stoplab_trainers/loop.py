@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stoplab_platform.errors import StoplabError
 from stoplab_platform.specs import RunSpec
+from stoplab_trainers.data.bad import BadSamples
 from stoplab_trainers.data.loader import Batch, batches, normalise
 from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.shards import ShardSet
@@ -82,6 +83,7 @@ class Run:
         self.plan = Plan(
             shards.counts, optim.batch_size, spec.seed, spec.data.shuffle.window_shards
         )
+        self.bad = BadSamples(shards, spec.data.max_bad_samples, spec.seed)
         self.rows = share(optim.batch_size, self.world.rank, self.world.size)
         self.objective = objective_of(spec)
         self.model: Jepa = self.objective.build(spec).to(self.world.device)
@@ -174,6 +176,7 @@ def _feed(run: Run) -> Iterator[Batch]:
         world=run.world.size,
         start_step=run.step,
         stop_step=run.last_step,
+        bad=run.bad,
     )
 
 

@@ -139,7 +139,7 @@ def run_rank(
         weights = checkpoint.weights_sha256(_weights(run))
         tracker.tags({"stoplab.weights_sha256": weights})
         tracker.finish("FINISHED")
-    summary = Summary(
+    return _left(folder, Summary(
         metrics={**last.metrics, **watching.metrics, **found},
         certificate=run.record.certificate(),
         facts=facts | (scores.facts() if scores else {}),
@@ -148,7 +148,11 @@ def run_rank(
         mlflow_run_id=tracker.run_id,
         steps=run.step,
         elapsed_s=round(time.monotonic() - began, 3),
-    )
+    ))  # fmt: skip
+
+
+def _left(folder: RunFolder, summary: Summary) -> Summary:
+    """The summary, once it lies in the run's folder."""
     write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
     return summary
 
@@ -248,6 +252,7 @@ def _start(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) 
     A run that goes on has that from its checkpoint: another file may lie at that path by now.
     """
     sha256 = ""
+    run.bad.keep_in(folder.bad_samples, run.world.rank)
     newest = checkpoint.latest(folder.checkpoints)
     if newest is not None:
         given, sha256 = _given(newest), checkpoint.manifest(newest)["sha256"]

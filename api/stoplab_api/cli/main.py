@@ -18,6 +18,7 @@ from stoplab_api.cli import (
     lab,
     run,
     secrets,
+    shards,
     spec,
     submit,
     tokens,
@@ -47,6 +48,7 @@ for command in (
 app.add_typer(compare.app, name="compare")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(secrets.app, name="secrets")
+app.add_typer(shards.app, name="shards")
 app.add_typer(spec.app, name="spec")
 app.add_typer(tokens.app, name="tokens")
 

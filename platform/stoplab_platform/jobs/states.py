@@ -35,6 +35,7 @@ class ReasonCode(StrEnum):
     BAD_INPUT = "BAD_INPUT"  # the spec or the data were refused by the run itself
     RUN_ERROR = "RUN_ERROR"  # the run raised an error; trying again would raise it again
     DATA_MISSING = "DATA_MISSING"  # data that the spec names are not there
+    DATA_AWAY = "DATA_AWAY"  # the place that holds the data does not answer
     DIVERGED = "DIVERGED"  # the loss is no number any more
     COLLAPSED = "COLLAPSED"  # all features became the same, and its spec says to stop then
     WORKER_ERROR = "WORKER_ERROR"  # a process of the attempt was killed

@@ -72,6 +72,9 @@ class DataSpec(Spec):
     storage: SecretRef | None = None
     """Credentials and options for remote shards (fsspec), as `secret://NAME` of a secret that
     is a JSON object. Default null: what the machine itself has."""
+    max_bad_samples: int = Field(default=0, ge=0, le=2**53)
+    """Samples of `train` that may be unreadable in the whole run (count, each once): they are named
+    in the log and replaced by others of their shard; one more fails the run. Default 0."""
     loader_threads: int = Field(default=2, ge=0, le=64)
     """Decoding threads per worker, which change no result; 0: the training thread decodes.
     Default 2."""

@@ -230,7 +230,7 @@ class RunSpec(Spec):
         fingerprint, versions of plan and sampler.
         """
         decisive = {k: v for k, v in self.plain(defaults=False).items() if k not in WEIGHTLESS}
-        for weightless in ("eval", "loader_threads", "storage"):
+        for weightless in ("eval", "loader_threads", "max_bad_samples", "storage"):
             decisive.get("data", {}).pop(weightless, None)
         return canonical_digest({"spec": decisive, "facts": dict(facts)})
 

@@ -1,14 +1,28 @@
-"""Files that can be made again: written once, whole, by whichever process comes first."""
+"""Files that can be made again: written once, whole, by whichever process comes first.
+
+The cache may have a budget. Copies of shards then go in the order of their last use: whoever still
+has one open reads on, and whoever needs one again makes it again.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+
+log = logging.getLogger("stoplab.data")
+
+COPIES = ("remote", "unpacked")
+"""Folders of the cache that hold shards, each below an entry of its own."""
+DRAFT_S = 3600.0  # a draft that nobody has written to for so long is nobody's
 
 
 @contextmanager
@@ -38,3 +52,73 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def note_use(path: Path) -> None:
+    """For who keeps the cache small: many file systems do not note it by themselves."""
+    with suppress(OSError):  # somebody else's file, one that may only be read, or gone meanwhile
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def make_room(cache: Path, file: BinaryIO, size: int, budget: int | None) -> None:
+    """Reserve ``size`` bytes for a file that is being made: copies used longest ago make room.
+
+    Beyond the budget nothing is refused, only told: who asks has looked at the start whether its
+    own shards fit, and what else is there may go later.
+    """
+    if budget is None:
+        return
+    with locked(cache / "room"):
+        excess = _occupied(cache) + size - budget
+        for entry in sorted(_copies(cache), key=lambda entry: entry.used) if excess > 0 else ():
+            if excess <= 0:
+                break
+            if entry.bytes and not entry.is_being_made:
+                log.info("the cache lets go of %s (%d bytes)", entry.path.name, entry.bytes)
+                _remove(entry.path)
+                excess -= entry.bytes
+        file.truncate(size)  # so that the next one who looks counts it
+    if excess > 0:
+        log.warning("the cache is %d bytes beyond STOPLAB_CACHE_BYTES (%d)", excess, budget)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    bytes: int
+    used: float
+    is_being_made: bool
+
+
+def _copies(cache: Path) -> Iterator[_Entry]:
+    young = time.time() - DRAFT_S
+    for path in (path for kind in COPIES for path in (cache / kind).glob("*")):
+        if path.suffix not in (".lock", ".sha256"):
+            files = _files(path)
+            yield _Entry(
+                path=path,
+                bytes=sum(stat.st_size for _, stat in files),
+                used=max((max(stat.st_atime, stat.st_mtime) for _, stat in files), default=0.0),
+                is_being_made=any(n[0] == "." and stat.st_mtime > young for n, stat in files),
+            )
+
+
+def _occupied(cache: Path) -> int:
+    return sum(stat.st_size for _, stat in _files(cache))
+
+
+def _files(path: Path) -> list[tuple[str, os.stat_result]]:
+    """A file, or all files of a folder, by name; others may take some away meanwhile."""
+    walked = (Path(root, name) for root, _, names in os.walk(path) for name in names)
+    found = []
+    for file in [path] if path.is_file() else walked:
+        with suppress(FileNotFoundError):
+            found.append((file.name, file.stat()))
+    return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from stoplab_trainers.data.shards import ShardSet
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # and none that runs programs
-MOST_PIXELS = 178_956_970  # PIL's own limit for an error
+MOST_PIXELS = 89_478_485  # where PIL warns of decompression bombs: 256 MiB in RGB
 JPEG = b"\xff\xd8"
 ATTEMPTS = 10
 NUM_UNIFORMS = 2 * ATTEMPTS + 6
@@ -33,8 +33,12 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
 SHRINKS = (8, 4, 2)  # the fractions of a JPEG for which libjpeg-turbo has fast code
 
 
+class BadImage(DataError):
+    """An image's bytes are there, and no image can be made of them."""
+
+
 def decoded(shards: ShardSet, sample_id: int) -> Pixels:
-    """A sample's image in RGB: [height, width, 3]. DataError names the sample."""
+    """A sample's image in RGB: [height, width, 3]. BadImage names the sample."""
     with _named(shards, sample_id):
         return decode(shards.read(sample_id))
 
@@ -42,13 +46,13 @@ def decoded(shards: ShardSet, sample_id: int) -> Pixels:
 def scaled(
     shards: ShardSet, sample_id: int, u: NDArray[np.float64], data: DataSpec
 ) -> UInt8[Tensor, "3 side side"]:
-    """A sample's `scaled_crop`. DataError names the sample."""
+    """A sample's `scaled_crop`. BadImage names the sample."""
     with _named(shards, sample_id):
         return scaled_crop(shards.read(sample_id), u, data)
 
 
 def decode(data: bytes) -> Pixels:
-    """Any image to RGB: [height, width, 3]. DataError when it cannot be read.
+    """Any image to RGB: [height, width, 3]. BadImage when it cannot be read, or is too large.
 
     simplejpeg and PIL give the same pixels for a JPEG; PIL also reads what simplejpeg refuses
     (CMYK, bytes between segments).
@@ -59,11 +63,17 @@ def decode(data: bytes) -> Pixels:
         pass
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:  # before any of them is there
+                raise BadImage(
+                    f"{image.width}x{image.height} pixels: more than {MOST_PIXELS} are not decoded"
+                )
             return np.array(_rgb(image))
     except UnidentifiedImageError as error:
-        raise DataError(f"no image that can be read: not one of {', '.join(FORMATS)}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"no image that can be read: {error}") from error
+        raise BadImage(f"no image that can be read: not one of {', '.join(FORMATS)}") from error
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # of broken bytes, PIL's readers raise errors of any kind
+        raise BadImage(f"no image that can be read: {error}") from error
 
 
 def decode_mask(data: bytes) -> Pixels:
@@ -159,8 +169,8 @@ def crop_box(
 def _named(shards: ShardSet, sample_id: int) -> Iterator[None]:
     try:
         yield
-    except DataError as error:
-        raise DataError(f"sample {shards.name(sample_id)}: {error}") from error
+    except BadImage as error:
+        raise BadImage(f"sample {shards.name(sample_id)}: {error}") from error
 
 
 def _augmented(

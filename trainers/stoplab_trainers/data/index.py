@@ -12,6 +12,7 @@ import io
 import re
 import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from stoplab_platform.errors import DataError
 from stoplab_trainers.data.cache import locked, replacing
 
-VERSION = 2
+VERSION = 3  # raise it when something is refused, or kept, that was not before
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
 UNLABELLED = -1
 MASK = "seg.png"
@@ -46,54 +47,67 @@ class ShardIndex:
     the file lies or what it is called."""
 
 
-def index_of(path: Path, cache: Path) -> ShardIndex:
-    """The index of a plain tar, from the cache if the file has not changed since."""
-    stamp = path.stat()
-    known = f"{VERSION}\0{path.resolve()}\0{stamp.st_size}\0{stamp.st_mtime_ns}"
+def index_of(identity: str, path: Callable[[], Path], name: str, cache: Path) -> ShardIndex:
+    """The index of a shard from the cache, or else from its plain tar, which ``path`` gets.
+
+    ``identity`` changes whenever the shard does.
+    """
+    known = f"{VERSION}\0{identity}"
     kept = cache / "index" / f"{hashlib.sha256(known.encode()).hexdigest()}.npz"
     index = _kept(kept)
     if index is None:
         with locked(kept):
-            index = _kept(kept) or _keep(kept, read_index(path))
+            index = _kept(kept) or _keep(kept, read_index(path(), name))
     return index
 
 
-def read_index(path: Path) -> ShardIndex:
-    """Walk a tar's headers; DataError where it is no tar, or a sample has no image."""
-    walk = _Walk(path)
+def read_index(path: Path, name: str | None = None) -> ShardIndex:
+    """Walk a tar's headers; DataError where it is no tar, or a sample has no image.
+
+    ``name``: what errors call it.
+    """
+    walk = _Walk(name or str(path))
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile():
                     walk.add(member, file)
-            _check_end(path, file, tar.offset)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is no readable tar: {error}") from error
+            _check_end(walk.name, file, tar.offset)
+    except DataError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: of broken headers
+        raise DataError(f"{walk.name} is no readable tar: {error}") from error
     return walk.result()
 
 
 class _Walk:
     """Gathers samples from members as they come."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, name: str) -> None:
+        self.name = name
         self._keys: list[str] = []
         self._seen: set[str] = set()
+        self._extensions: set[str] = set()  # of the sample's members
         self._places: list[tuple[int, int]] = []  # of the samples' images; size -1: none yet
         self._masks: list[tuple[int, int]] = []
         self._labels: list[int] = []
         self._digest = hashlib.sha256()
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+        if not _is_text(member.name):
+            raise DataError(f"{self.name}: the name {member.name!r} is no text")
         folder, slash, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
         if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
             return  # hidden files, folders' leavings, and webdataset's notes on the whole shard
         if member.issparse():
-            raise DataError(f"{self._path}: {member.name} is stored sparse; write the tar anew")
+            raise DataError(f"{self.name}: {member.name} is stored sparse; write the tar anew")
         key = folder + slash + stem
         if not self._keys or self._keys[-1] != key:
             self._begin(key)
+        if extension in self._extensions:
+            raise DataError(f"{self.name}: the member {member.name!r} is there twice")
+        self._extensions.add(extension)
         self._digest.update(f"{member.name}\0{member.size}\0{member.offset_data}\0".encode())
         kind = extension.lower().rpartition(".")[2]
         if extension == MASK:
@@ -111,7 +125,7 @@ class _Walk:
     def result(self) -> ShardIndex:
         self._complete()
         if not self._keys:
-            raise DataError(f"{self._path} holds no sample")
+            raise DataError(f"{self.name} holds no sample")
         places = np.asarray(self._places, dtype=np.int64)
         masks = np.asarray(self._masks, dtype=np.int64)
         return ShardIndex(
@@ -126,9 +140,10 @@ class _Walk:
 
     def _begin(self, key: str) -> None:
         if key in self._seen:
-            raise DataError(f"{self._path}: the members of {key!r} do not lie side by side")
+            raise DataError(f"{self.name}: the members of {key!r} do not lie side by side")
         self._seen.add(key)
         self._complete()
+        self._extensions.clear()
         self._keys.append(key)
         self._places.append(NOTHING)
         self._masks.append(NOTHING)
@@ -137,16 +152,20 @@ class _Walk:
     def _complete(self) -> None:
         if self._keys and self._places[-1][1] < 0:
             raise DataError(
-                f"{self._path}: sample {self._keys[-1]!r} has no image "
-                f"({', '.join(sorted(IMAGES))})"
+                f"{self.name}: sample {self._keys[-1]!r} has no image ({', '.join(sorted(IMAGES))})"
             )
 
 
-def _check_end(path: Path, file: BinaryIO, offset: int) -> None:
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8 without NUL: names are kept as that, joined by NUL."""
+    return "\0" not in name and name == name.encode(errors="ignore").decode()
+
+
+def _check_end(name: str, file: BinaryIO, offset: int) -> None:
     """tarfile takes any broken header for the end; the end of a whole tar is a block of zeros."""
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"{path} is cut short or broken at byte {offset}")
+        raise DataError(f"{name} is cut short or broken at byte {offset}")
 
 
 def _bytes(file: BinaryIO, member: tarfile.TarInfo, most: int) -> bytes:

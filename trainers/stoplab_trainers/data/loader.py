@@ -14,10 +14,20 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stoplab_platform.errors import DataError
 from stoplab_platform.randomness import Stream, row_keys, uniforms
 from stoplab_platform.specs.data import DataSpec
-from stoplab_trainers.data.decode import NUM_UNIFORMS, Pixels, decoded, random_crop, scaled
+from stoplab_trainers.data.bad import BadSamples
+from stoplab_trainers.data.decode import (
+    NUM_UNIFORMS,
+    BadImage,
+    Pixels,
+    decoded,
+    random_crop,
+    scaled,
+)
 from stoplab_trainers.data.plan import Plan, share
+from stoplab_trainers.data.prefetch import Prefetch
 from stoplab_trainers.data.shards import ShardSet
 
 AHEAD = 4  # batches in the making
@@ -46,21 +56,25 @@ def batches(
     start_step: int,
     stop_step: int,
     pin_memory: bool = False,
+    bad: BadSamples | None = None,
 ) -> Iterator[Batch]:
     """The batches of the steps from ``start_step`` to before ``stop_step``.
 
-    A crop depends on the seed, the epoch and the sample, on nothing else. DataError names the
-    sample that cannot be read. Closing the generator ends its threads; without any
-    (``data.loader_threads`` 0) a batch is made when it is asked for. ``pin_memory`` lets a copy
-    to a GPU run beside it.
+    A crop depends on the seed, the epoch and the sample, on nothing else. What cannot be decoded is
+    noted in ``bad`` and replaced; DataError names it where there are too many. Closing the
+    generator ends its threads; without any (``data.loader_threads`` 0) a batch is made when it is
+    asked for. ``pin_memory`` lets a copy to a GPU run beside it.
     """
-    images, threads = Images(shards), data.loader_threads
+    images = Images(shards, bad or BadSamples(shards, data.max_bad_samples, seed))
+    prefetch = Prefetch(shards, plan, rank, world, AHEAD)
+    threads = data.loader_threads
     making: deque[_Making] = deque()
     pool = _pool(threads) if threads else None
     try:
         for step in range(start_step, stop_step):
             if len(making) == (AHEAD if pool else 1):
                 yield making.popleft().result()
+            prefetch.at(step)
             ids = plan.ids(step)
             ids = ids[share(len(ids), rank, world)]
             draws = uniforms(
@@ -68,10 +82,12 @@ def batches(
             )
             side = data.image_size
             room = torch.empty((len(ids), 3, side, side), dtype=torch.uint8, pin_memory=pin_memory)
-            making.append(_Making(pool, images, data, draws, Batch(step, ids, room)))
+            batch = Batch(step, ids, room)
+            making.append(_Making(pool, images, data, draws, batch, plan.epoch(step)))
         while making:
             yield making.popleft().result()
     finally:
+        prefetch.close()
         if pool:
             pool.shutdown(cancel_futures=True)
 
@@ -91,15 +107,27 @@ def normalise(
 class Images:
     """Decoded samples; they stay in memory when the whole set fits into KEEP_BYTES."""
 
-    def __init__(self, shards: ShardSet) -> None:
-        self._shards = shards
+    def __init__(self, shards: ShardSet, bad: BadSamples) -> None:
+        self._shards, self._bad = shards, bad
         self._kept: dict[int, Pixels] = {}
         self._room = KEEP_BYTES
+
+    def usable(
+        self, sample_id: int, epoch: int, u: NDArray[np.float64], data: DataSpec
+    ) -> tuple[int, UInt8[Tensor, "3 side side"]]:
+        """The crop of a sample, or of the one that stands for it in this epoch; and which."""
+        for candidate in self._bad.candidates(sample_id, epoch):
+            try:
+                return candidate, self.crop(candidate, u, data)
+            except BadImage as error:
+                self._bad.note(candidate, error)
+        name = self._shards.name(sample_id)
+        raise DataError(f"sample {name}: hardly any of its shard can be read")
 
     def crop(
         self, sample_id: int, u: NDArray[np.float64], data: DataSpec
     ) -> UInt8[Tensor, "3 side side"]:
-        """A sample's training crop, drawn by ``u``. DataError names the sample."""
+        """A sample's training crop, drawn by ``u``. BadImage names the sample."""
         if data.decode == "scaled":  # how many pixels there are depends on the crop: none are kept
             return scaled(self._shards, sample_id, u, data)
         return random_crop(self[sample_id], u, data)
@@ -134,7 +162,9 @@ class _Making:
         data: DataSpec,
         draws: NDArray[np.float64],
         batch: Batch,
+        epoch: int,
     ) -> None:
+        self._epoch = epoch
         self._images, self._data, self._draws, self._batch = images, data, draws, batch
         rows = np.arange(len(batch.ids))
         num_parts = max(1, data.loader_threads, len(rows) // PART)
@@ -152,8 +182,10 @@ class _Making:
     def _fill(self, rows: NDArray[np.int64]) -> None:
         out = self._batch.images.numpy()
         for row in rows:
-            sample_id, u = int(self._batch.ids[row]), self._draws[row]
-            out[row] = self._images.crop(sample_id, u, self._data).numpy()
+            self._batch.ids[row], crop = self._images.usable(
+                int(self._batch.ids[row]), self._epoch, self._draws[row], self._data
+            )
+            out[row] = crop.numpy()
 
 
 @cache

@@ -59,6 +59,31 @@ class Plan:
             parts.append(order[max(0, start - before) : stop - before])
         return np.concatenate(parts)
 
+    def windows(self, step: int) -> list[tuple[int, int]]:
+        """The windows, as (epoch, number in it), that a step reads from."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        ends = self._windows(epoch)[1]
+        start, stop = position * self.batch_size, (position + 1) * self.batch_size
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        return [(epoch, window) for window in range(int(first), int(last) + 1)]
+
+    def following(self, epoch: int, window: int) -> tuple[int, int]:
+        """The window that comes after one."""
+        is_last = window + 1 == len(self._windows(epoch)[0])
+        return (epoch + 1, 0) if is_last else (epoch, window + 1)
+
+    def shards(self, epoch: int, window: int, rank: int, world: int) -> list[int]:
+        """The shards that a rank reads in a window, in the order in which it first does."""
+        ends = self._windows(epoch)[1]
+        order = self._order(epoch, window)
+        places = np.arange(len(order)) + (int(ends[window - 1]) if window else 0)
+        rows = share(self.batch_size, rank, world)
+        row = places % self.batch_size
+        read = (places < self.steps_per_epoch * self.batch_size) & (rows.start <= row)
+        ids = order[read & (row < rows.stop)]
+        numbers = np.searchsorted(np.cumsum(self.counts), ids, side="right")
+        return [int(number) for number in dict.fromkeys(numbers.tolist())]
+
     def _draw_windows(self, epoch: int) -> tuple[list[Ids], Ids]:
         """The epoch's windows as lists of shards, and where each ends in the epoch's order."""
         shards = np.arange(len(self.counts))

@@ -5,33 +5,46 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
-from stoplab_trainers.data.index import MASK, UNLABELLED, ShardIndex, index_of
-from stoplab_trainers.data.urls import LocalShard, local_shards
+from stoplab_trainers.data.copies import Shard
+from stoplab_trainers.data.index import MASK, UNLABELLED, ShardIndex
+from stoplab_trainers.data.urls import shards_of
 
 MOST_OPEN = 128
+AT_ONCE = 8  # shards that are looked into, so perhaps fetched, at once
+OPENINGS = 3  # a copy may go between its making and its opening
 
 
 class ShardSet:
     """Samples 0 to len - 1, in the order of the shards and of the members in each.
 
-    Reading is safe from many threads: positions are passed to the kernel, none is kept.
+    A shard that an `index.json` lists is opened, fetched and looked into when a sample of it is
+    read first; the others at once, for nobody knows what they hold. Reading is safe from many
+    threads: positions are passed to the kernel, none is kept.
     """
 
-    def __init__(self, shards: Sequence[LocalShard], indexes: Sequence[ShardIndex]) -> None:
-        self._shards, self._indexes = list(shards), list(indexes)
-        self.counts = tuple(len(index.keys) for index in indexes)
-        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._open_files: OrderedDict[Path, _File] = OrderedDict()
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = list(shards)
+        self._indexes: dict[int, ShardIndex] = {}
+        self._open_files: OrderedDict[int, _File] = OrderedDict()
         self._lock = Lock()
+        for shard in self._shards:
+            shard.check()
+        self._look_into([n for n, shard in enumerate(self._shards) if shard.listed is None])
+        self.counts = tuple(
+            shard.listed.samples if shard.listed else len(self._index(n).keys)
+            for n, shard in enumerate(self._shards)
+        )
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
 
     @classmethod
     def open(cls, urls: str | Sequence[str], cache: Path, storage: str | None = None) -> ShardSet:
@@ -39,8 +52,7 @@ class ShardSet:
 
         ``storage``: a reference to the secret that opens remote ones.
         """
-        shards = local_shards(urls, cache, storage)
-        return cls(shards, [index_of(shard.path, cache) for shard in shards])
+        return cls(shards_of(urls, cache, storage))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -48,18 +60,18 @@ class ShardSet:
     @cached_property
     def keys(self) -> list[str]:
         """The samples' keys."""
-        return [key for index in self._indexes for key in index.keys]
+        return [key for index in self._every_index() for key in index.keys]
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
         """The samples' class indices; None unless every sample has one."""
-        labels = np.concatenate([index.labels for index in self._indexes])
+        labels = np.concatenate([index.labels for index in self._every_index()])
         return None if (labels == UNLABELLED).any() else labels
 
     @property
     def unlabelled(self) -> str | None:
         """The first sample without a class index, if there is one."""
-        for shard, index in enumerate(self._indexes):
+        for shard, index in enumerate(self._every_index()):
             for row in np.flatnonzero(index.labels == UNLABELLED)[:1]:
                 return self.name(int(self._starts[shard] + row))
         return None
@@ -67,38 +79,64 @@ class ShardSet:
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hex) of what the shards hold, in order, wherever they lie."""
-        digests = "\n".join(index.digest for index in self._indexes)
-        return hashlib.sha256(digests.encode()).hexdigest()
+        return hashlib.sha256("\n".join(self._digests).encode()).hexdigest()
 
     def shared_with(self, other: ShardSet) -> int:
         """How many of the samples lie in a shard that ``other`` has too, wherever that lies."""
-        known = {index.digest for index in other._indexes}
-        return sum(len(one.keys) for one in self._indexes if one.digest in known)
+        known = set(other._digests)
+        mine = zip(self.counts, self._digests, strict=True)
+        return sum(count for count, digest in mine if digest in known)
 
     def name(self, sample_id: int) -> str:
         """A sample's name for people: its key and its shard."""
         shard, row = self._place(sample_id)
-        return f"{self._indexes[shard].keys[row]!r} in {self._shards[shard].name}"
+        return f"{self._index(shard).keys[row]!r} in {self._shards[shard].name}"
 
     def read(self, sample_id: int) -> bytes:
         """The bytes of a sample's image; DataError when the shard has shrunk."""
         shard, row = self._place(sample_id)
-        index = self._indexes[shard]
+        index = self._index(shard)
         return self._bytes(shard, int(index.offsets[row]), int(index.sizes[row]))
 
     def read_mask(self, sample_id: int) -> bytes:
         """The bytes of a sample's `.seg.png`; DataError where it has none."""
         shard, row = self._place(sample_id)
-        index = self._indexes[shard]
+        index = self._index(shard)
         size = int(index.mask_sizes[row])
         if size < 0:
             raise DataError(f"sample {self.name(sample_id)} has no mask (a `.{MASK}` member)")
         return self._bytes(shard, int(index.mask_offsets[row]), size)
 
+    def neighbours(self, sample_id: int) -> range:
+        """The samples of the same shard."""
+        shard, _ = self._place(sample_id)
+        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+
+    def takes(self, shard: int) -> int:
+        """Bytes that a shard takes of the cache; 0 for a plain tar of this machine."""
+        return self._shards[shard].takes()
+
+    def fetch(self, shard: int, given_up: Event) -> None:
+        """Have a shard at hand before it is read."""
+        self._shards[shard].path(given_up)
+
+    def close_others(self, shards: Collection[int]) -> None:
+        """Close the files of all other shards; who still reads from one reads on."""
+        with self._lock:
+            for number in self._open_files.keys() - set(shards):
+                del self._open_files[number]
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return [
+            shard.listed.digest if shard.listed else self._index(n).digest
+            for n, shard in enumerate(self._shards)
+        ]
+
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
-        data = self._file(self._shards[shard].path).read(size, offset)
+        data = self._file(shard).read(size, offset)
         if len(data) < size:
-            raise DataError(f"the shard {self._shards[shard].path} changed while in use")
+            raise DataError(f"the shard {self._shards[shard].name} changed while in use")
         return data
 
     def _place(self, sample_id: int) -> tuple[int, int]:
@@ -106,24 +144,52 @@ class ShardSet:
         shard = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
         return shard, int(sample_id - self._starts[shard])
 
-    def _file(self, path: Path) -> _File:
+    def _index(self, shard: int) -> ShardIndex:
+        index = self._indexes.get(shard)
+        if index is None:
+            index = self._indexes[shard] = self._shards[shard].index()
+        return index
+
+    def _every_index(self) -> list[ShardIndex]:
+        self._look_into([n for n in range(len(self._shards)) if n not in self._indexes])
+        return [self._indexes[n] for n in range(len(self._shards))]
+
+    def _look_into(self, shards: Sequence[int]) -> None:
+        if shards:
+            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="stoplab-index") as pool:
+                list(pool.map(self._index, shards))
+
+    def _file(self, shard: int) -> _File:
         with self._lock:
-            file = self._open_files.pop(path, None) or _File(path)
-            self._open_files[path] = file  # the last used at the end
+            file = self._open_files.pop(shard, None)
+            if file is not None:
+                self._open_files[shard] = file  # the last used at the end
+                return file
+        file = self._opened(shard)  # perhaps fetched: others go on meanwhile
+        with self._lock:
+            self._open_files[shard] = file
             if len(self._open_files) > MOST_OPEN:
                 self._open_files.popitem(last=False)
-            return file
+        return file
+
+    def _opened(self, shard: int) -> _File:
+        for again in reversed(range(OPENINGS)):
+            path = self._shards[shard].path()
+            try:
+                return _File(path)
+            except OSError as error:
+                if not again or not isinstance(error, FileNotFoundError):
+                    raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise AssertionError
 
 
 class _File:
     """A file to read at positions; it closes when the last reader lets go of it."""
 
+    _descriptor = -1
+
     def __init__(self, path: Path) -> None:
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            self._descriptor = -1
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,7 +17,8 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from stoplab_trainers.data.decode import decoded, whole
+from stoplab_platform.errors import DataError
+from stoplab_trainers.data.decode import BadImage, Pixels, decoded, whole
 from stoplab_trainers.data.loader import normalise
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.model.encoder import Encoder
@@ -69,9 +73,17 @@ class Probe:
 
 
 def first_images(shards: ShardSet, image_size: int, count: int) -> UInt8[Tensor, "n 3 side side"]:
-    """The first images of a set, shown whole; fewer where it holds fewer."""
-    chosen = range(min(count, len(shards)))
-    return torch.stack([whole(decoded(shards, i), image_size) for i in chosen])
+    """The first readable images of a set, shown whole; fewer where it holds fewer."""
+    found = list(islice(_readable(shards), count))
+    if not found:
+        raise DataError("no image of the set can be read")
+    return torch.stack([whole(image, image_size) for image in found])
+
+
+def _readable(shards: ShardSet) -> Iterator[Pixels]:
+    for sample in range(len(shards)):
+        with suppress(BadImage):  # told and counted where it is trained on
+            yield decoded(shards, sample)
 
 
 def features_stats(look: Look, start: Look) -> dict[str, float]:

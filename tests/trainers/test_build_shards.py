@@ -1,0 +1,232 @@
+"""Building: from every kind of source, the same bytes always, resumed, indexed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from stoplab_platform.errors import DataError
+from stoplab_trainers.data import building
+from stoplab_trainers.data.build import main as main_build
+from stoplab_trainers.data.build import source_of
+from stoplab_trainers.data.building import Recipe, build
+from stoplab_trainers.data.listing import read_listing
+from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.data.sources import Sample
+from stoplab_trainers.data.stats import main as main_stats
+from stoplab_trainers.data.verify import main as main_verify
+from support_shards import encoded, picture
+
+CLASSES = ("ant", "bee", "cat")
+COUNT = 11
+RECIPE = Recipe("train", 4, 0)
+
+
+def images(root: Path) -> Path:
+    """A folder a class, each picture in its class modulo 3."""
+    for n in range(COUNT):
+        path = root / CLASSES[n % 3] / f"im.{n:02d}.{'JPEG' if n % 2 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(n), "jpeg" if n % 2 else "png"))
+    (root / "ant" / "notes.txt").write_text("not an image")
+    (root / "ant" / ".hidden.png").write_bytes(b"")
+    return root
+
+
+def bytes_of(n: int) -> bytes:
+    return encoded(picture(n), "jpeg" if n % 2 else "png")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def held(folder: Path, cache: Path) -> dict[bytes, int]:
+    """Class by image."""
+    shards = ShardSet.open(str(folder), cache)
+    assert shards.labels is not None
+    return {shards.read(n): int(shards.labels[n]) for n in range(len(shards))}
+
+
+EXPECTED = {bytes_of(n): n % 3 for n in range(COUNT)}
+
+
+def test_a_folder_of_classes(tmp_path: Path) -> None:
+    source = source_of(images(tmp_path / "images"), {})
+    listing = build(source, tmp_path / "out", RECIPE)
+    assert listing.sets["train"].classes == CLASSES
+    assert [shard.samples for shard in listing.shards] == [4, 4, 3]
+    assert held(tmp_path / "out", tmp_path / "cache") == EXPECTED
+    keys = ShardSet.open(str(tmp_path / "out"), tmp_path / "cache").keys
+    assert sorted(keys)[0] == "ant/im_00"
+    assert keys != sorted(keys), "shuffled"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "index.json", "index.parquet", *(f"train-{n:06d}.tar" for n in range(3)),
+    ]  # fmt: skip
+
+
+def table(kind: str, folder: Path) -> Path:
+    """The same samples as another kind of source."""
+    folder.mkdir(exist_ok=True)
+    names = [f"../images/{CLASSES[n % 3]}/im.{n:02d}.{'JPEG' if n % 2 else 'png'}"
+             for n in range(COUNT)]  # fmt: skip
+    labels = [n % 3 for n in range(COUNT)]
+    structs = [{"bytes": bytes_of(n), "path": None} for n in range(COUNT)]
+    features = {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}
+    note = {"huggingface": json.dumps({"info": {"features": features}})}
+    if kind == "csv":
+        words = pa.table({"path": names, "label": [CLASSES[n] for n in labels]})
+        pa.csv.write_csv(words, folder / "list.csv")
+        return folder / "list.csv"
+    if kind == "paths":
+        pq.write_table(pa.table({"path": names, "label": labels}), folder / "list.parquet")
+        return folder / "list.parquet"
+    rows = pa.table({"image": structs, "label": labels}).replace_schema_metadata(note)
+    if kind == "parquet":
+        pq.write_table(rows.slice(0, 6), folder / "a.parquet", row_group_size=4)
+        pq.write_table(rows.slice(6), folder / "b.parquet", row_group_size=2)
+    elif kind == "arrow":
+        for number, part in enumerate((rows.slice(0, 5), rows.slice(5))):
+            with pa.ipc.new_stream(folder / f"data-{number:05d}.arrow", rows.schema) as sink:
+                sink.write_table(part)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["csv", "paths", "parquet", "arrow"])
+def test_manifests_and_hugging_face(kind: str, tmp_path: Path) -> None:
+    images(tmp_path / "images")
+    place = table(kind, tmp_path / "table")
+    args = [str(place), "--out", str(tmp_path / "out"), "--shard-size", "4", "--json"]
+    assert main_build(args) == 0
+    assert held(tmp_path / "out", tmp_path / "cache") == EXPECTED
+    listing = read_listing(str(tmp_path / "out"), {})
+    assert listing.sets["train"].classes == (None if kind == "paths" else CLASSES)
+
+
+def test_bytes_do_not_depend_on_threads_nor_on_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(images(tmp_path / "images"), {})
+    build(source, tmp_path / "one", RECIPE, threads=1)
+    build(source, tmp_path / "four", RECIPE, threads=4)
+    assert tree(tmp_path / "one") == tree(tmp_path / "four")
+    out, samples = tmp_path / "resumed", source.samples
+
+    def breaking(ids: np.ndarray[Any, Any]) -> Iterator[Sample]:
+        if 0 < (out / "train-000001.tar").exists():
+            raise OSError("the disk went away")
+        return samples(ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "samples", breaking)
+        with pytest.raises(OSError, match="went away"):
+            build(source, out, RECIPE, threads=1)
+    assert not (out / "index.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert len(done) == 2
+    build(source, out, RECIPE, threads=1)
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "not built again"
+    assert tree(out) == tree(tmp_path / "one")
+
+
+def test_what_is_built_is_not_built_again_nor_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = source_of(images(tmp_path / "images"), {}), tmp_path / "out"
+    build(source, out, RECIPE)
+    written = []
+    write = building.write_shard
+    monkeypatch.setattr(
+        building, "write_shard", lambda path, s: written.append(path) or write(path, s)
+    )
+    build(source, out, RECIPE)
+    assert written == []
+    other = Recipe("train", 6, 0)
+    with pytest.raises(DataError, match="of the name 'train'; --force replaces them"):
+        build(source, out, other)
+    listing = build(source, out, other, force=True)
+    assert [shard.samples for shard in listing.shards] == [6, 5]
+    assert len(list(out.glob("*.tar"))) == 2
+
+
+def test_two_sets_share_a_folder_and_its_index(tmp_path: Path) -> None:
+    source, out = source_of(images(tmp_path / "images"), {}), tmp_path / "out"
+    build(source, out, Recipe("train", 6, 0))
+    listing = build(source, out, Recipe("val", 6, 1))
+    assert sorted(listing.sets) == ["train", "val"]
+    assert [shard.name for shard in listing.shards] == [
+        "train-000000.tar", "train-000001.tar", "val-000000.tar", "val-000001.tar",
+    ]  # fmt: skip
+    rows = pq.read_table(out / "index.parquet").to_pylist()
+    assert len(rows) == 2 * COUNT
+    for row in rows:
+        with (out / row["shard"]).open("rb") as file:
+            file.seek(row["offset"])
+            assert EXPECTED[file.read(row["bytes"])] == row["label"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no image"),
+        ({"a.jpg": b"x", "a.png": b"x"}, "would both get the key 'a'"),
+        ({"dataset_dict.json": b"{}", "train/x.arrow": b""}, "holds the splits train"),
+        ({"list.csv": b"path\nx.exe\n"}, "'x.exe' is no image"),
+        ({"list.csv": b"file\nx.jpg\n"}, "no column 'path'"),
+        ({"list.csv": b"path\ngone.jpg\n"}, "gone.jpg cannot be read"),
+        ({"list.txt": b""}, "give a folder, a .csv or a .parquet file"),
+        ({"x.parquet": b"nothing"}, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_built_is_told(
+    files: dict[str, bytes], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    for name, data in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(data)
+    (only, *_) = [*files, ""]
+    place = root / only if only.startswith("list") else root
+    assert main_build([str(place), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_verify_and_stats_tell_of_a_good_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    build(source_of(images(tmp_path / "images"), {}), out, RECIPE)
+    assert main_verify([str(out), "--images", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "shards": 3, "samples": 11, "unlabelled": 0, "without_index": 0, "problems": [],
+    }  # fmt: skip
+    assert main_stats([str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["classes"] == {"ant": 4, "bee": 4, "cat": 3}
+    assert told["bytes_of_images"] == sum(len(bytes_of(n)) for n in range(COUNT))
+    assert main_stats([str(out)]) == 0
+    assert "3 shards, 11 samples" in capsys.readouterr().out
+
+
+def test_the_index_of_shards_that_are_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(source_of(images(tmp_path / "images"), {}), out, RECIPE)
+    listing = read_listing(str(out), {})
+    rows = (out / "index.parquet").read_bytes()
+    for name in ("index.json", "index.parquet"):
+        (out / name).unlink()
+    before = ShardSet.open(str(out), tmp_path / "cache").fingerprint
+    assert main_build(["--index", str(out), "--json"]) == 0
+    assert read_listing(str(out), {}).shards == listing.shards
+    assert (out / "index.parquet").read_bytes() == rows
+    assert ShardSet.open(str(out), tmp_path / "cache").fingerprint == before

@@ -1,0 +1,148 @@
+"""Bytes from far away: in parts, tried again with growing waits, whole in the end.
+
+Only what may pass is tried again: an answer of 5xx or 429, a slow one, a cut connection. What is
+missing or forbidden is told at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from threading import Event
+from typing import Any, BinaryIO
+
+import aiohttp
+import fsspec
+from fsspec import AbstractFileSystem
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
+
+from stoplab_platform.errors import DataAway, DataError, DataMissing
+
+log = logging.getLogger("stoplab.data")
+
+PART = 8 << 20
+TRIES = 8  # of each part; the waits between them add up to about a minute
+FIRST_S, LONGEST_S = 0.5, 30.0
+ANSWER_S = 30.0  # a server that says nothing for so long is asked anew
+TRY_AGAIN = (408, 425, 429)  # below 500
+NO_KEYS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's, which need not be here
+Options = dict[str, Any]
+
+
+def file_system(name: str, options: Options) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL, and the path in it; DataError where its package is missing."""
+    if name.startswith(("http://", "https://")):
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_S, sock_read=ANSWER_S)
+        options = {"client_kwargs": {"timeout": timeout}, **options}
+    try:
+        files, path = fsspec.core.url_to_fs(name, **options)
+    except ImportError as error:  # the scheme's own package is not installed
+        raise DataError(f"{name}: {error}") from error
+    return files, path
+
+
+class Remote:
+    """One file of a file system that may fail for a while.
+
+    Raises DataMissing where it is not there, DataError where it may not be read, DataAway when
+    the place does not answer; each names it.
+    """
+
+    def __init__(self, name: str, options: Options) -> None:
+        self.name = name
+        self._files, self._path = file_system(name, options)
+
+    def info(self) -> dict[str, Any]:
+        """What the place knows of it: `size` in bytes (None: unknown), and stamps of its own."""
+        found: dict[str, Any] = self._asked(self._files.info, self._path)
+        return found
+
+    def read(self) -> bytes:
+        """All of it, for small ones."""
+        data: bytes = self._asked(self._files.cat_file, self._path)
+        return data
+
+    def matches(self) -> list[str]:
+        """URLs of the files that its name, a pattern, matches, sorted."""
+        found = self._asked(self._files.glob, self._path)
+        return sorted(self._files.unstrip_protocol(path) for path in found)
+
+    def parts(self, size: int | None, given_up: Event) -> Iterator[bytes]:
+        """Its bytes in order; ends early, with DataAway, once nobody wants them any more."""
+        if size is None:
+            yield self.read()
+            return
+        start = 0
+        while start < size:
+            if given_up.is_set():
+                raise DataAway(f"{self.name}: given up")
+            part = self._asked(self._part, start, min(start + PART, size), size)
+            yield part
+            start += len(part)
+
+    def _part(self, start: int, stop: int, size: int) -> bytes:
+        data: bytes = self._files.cat_file(self._path, start=start, end=stop)
+        if len(data) == size and start == 0:
+            return data  # a server that knows no ranges
+        if len(data) != stop - start:
+            raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
+        return data
+
+    def _asked(self, question: Any, *words: Any) -> Any:
+        try:
+            return _retrying(self.name)(question, *words)
+        except FileNotFoundError as error:
+            raise DataMissing(f"{self.name} does not exist") from error
+        except Exception as error:
+            if _may_pass(error):
+                raise DataAway(f"{self.name}: {_said(error)}, {TRIES} times") from error
+            raise DataError(f"{self.name} cannot be read: {_said(error)}") from error
+
+
+def copied(remote: Remote, size: int | None, target: BinaryIO, given_up: Event) -> str:
+    """Write all of it to a file's start; its sha256 (hex)."""
+    digest = hashlib.sha256()
+    for part in remote.parts(size, given_up):
+        digest.update(part)
+        target.write(part)
+    target.truncate()
+    return digest.hexdigest()
+
+
+def _retrying(name: str) -> Retrying:
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        wait = state.next_action.sleep if state.next_action else 0.0
+        log.warning("%s: %s; again in %.1f s", name, _said(error), wait)
+
+    return Retrying(
+        retry=retry_if_exception(_may_pass),
+        wait=wait_exponential(multiplier=FIRST_S, max=LONGEST_S) + wait_random(0, FIRST_S),
+        stop=stop_after_attempt(TRIES),
+        before_sleep=tell,
+        reraise=True,
+    )
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same question may be answered later."""
+    if isinstance(error, FileNotFoundError | PermissionError | ValueError | TypeError):
+        return False
+    if type(error).__name__ in NO_KEYS:
+        return False
+    status = getattr(error, "status", None)  # of HTTP
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in TRY_AGAIN
+    return isinstance(error, Exception)
+
+
+def _said(error: BaseException | None) -> str:
+    return str(error) or type(error).__name__

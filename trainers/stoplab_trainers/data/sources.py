@@ -1,0 +1,171 @@
+"""What shards are built of: samples by number, here those that lie as image files."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stoplab_platform.errors import DataError
+from stoplab_platform.specs.base import canonical_digest
+from stoplab_trainers.data.index import IMAGES
+
+Sample = tuple[str, dict[str, bytes]]
+"""A key, and the members by extension."""
+LABEL_COLUMNS = ("label", "labels", "cls", "class")
+
+
+class Source(ABC):
+    """Samples by number. Reading is safe from many threads."""
+
+    classes: Sequence[str] | None = None
+    """Names of the classes, if it knows some."""
+    in_any_order: bool
+    """Whether samples can be read in an order other than their own."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many samples."""
+
+    @abstractmethod
+    def samples(self, ids: NDArray[np.int64]) -> Iterator[Sample]:
+        """These samples; DataError names what cannot be read."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Changes whenever the source does, as far as names, sizes and times tell."""
+
+
+class Files(Source):
+    """Images as files, each with a key and perhaps a class."""
+
+    in_any_order = True
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        keys: Sequence[str],
+        labels: Sequence[int] | None,
+        classes: Sequence[str] | None,
+    ) -> None:
+        self.classes = classes
+        self._paths, self._keys, self._labels = paths, keys, labels
+        (key, times), *_ = Counter(keys).most_common(1)
+        if times > 1:
+            one, other = [path for path, k in zip(paths, keys, strict=True) if k == key][:2]
+            raise DataError(f"{one} and {other} would both get the key {key!r}: rename one")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def samples(self, ids: NDArray[np.int64]) -> Iterator[Sample]:
+        """The files' bytes as they are."""
+        for i in ids.tolist():
+            try:
+                data = self._paths[i].read_bytes()
+            except OSError as error:
+                raise DataError(f"{self._paths[i]} cannot be read: {error.strerror}") from error
+            label = {} if self._labels is None else {"cls": str(self._labels[i]).encode()}
+            yield self._keys[i], {**label, extension_of(self._paths[i]): data}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of names, classes, sizes and times of change."""
+        stamps = []
+        for path in self._paths:
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from error
+            stamps.append([stat.st_size, stat.st_mtime_ns])
+        return canonical_digest([list(self._keys), self._labels, stamps])
+
+
+def files_below(root: Path) -> Files:
+    """A folder's images; where all lie in sub-folders, the first one's name is the class."""
+    paths = sorted(_images(root))
+    if not paths:
+        raise DataError(f"{root} holds no image ({', '.join(sorted(IMAGES))})")
+    parts = [path.relative_to(root).parts for path in paths]
+    keys = [plain_key(path.relative_to(root).with_suffix("").as_posix()) for path in paths]
+    if any(len(one) == 1 for one in parts):
+        return Files(paths, keys, None, None)
+    classes = sorted({one[0] for one in parts})
+    number = {name: i for i, name in enumerate(classes)}
+    return Files(paths, keys, [number[one[0]] for one in parts], classes)
+
+
+def _images(root: Path) -> Iterator[Path]:
+    """Links are followed, for folders of classes often are some; no folder is entered twice."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and extension_of(Path(name)) in IMAGES:
+                yield Path(folder, name)
+
+
+def files_of_manifest(path: Path, table: pa.Table, columns: Mapping[str, str]) -> Files:
+    """The images that a table names by their paths, seen from the file at ``path``."""
+    named = columns.get("image", "path")
+    if named not in table.column_names:
+        raise DataError(f"{path} has no column {named!r}; it has {table.column_names}")
+    words = [str(word) for word in table[named].to_pylist()]
+    paths = [path.parent / word for word in words]
+    for word in words:
+        if extension_of(Path(word)) not in IMAGES:
+            raise DataError(f"{path}: {word!r} is no image ({', '.join(sorted(IMAGES))})")
+    key = column(table.schema, columns, "key", ("key",))
+    stems = [Path(word).with_suffix("").as_posix() for word in words]
+    keys = [str(one) for one in table[key].to_pylist()] if key else stems
+    label = column(table.schema, columns, "label", LABEL_COLUMNS)
+    labels, classes = _numbered(path, table[label].to_pylist()) if label else (None, None)
+    return Files(paths, [plain_key(one) for one in keys], labels, classes)
+
+
+def _numbered(path: Path, labels: Sequence[Any]) -> tuple[list[int], list[str] | None]:
+    """Class indices, and the sorted names where the labels are names."""
+    if any(label is None for label in labels):
+        raise DataError(f"{path}: row {labels.index(None)} has no label; give all or none")
+    if all(isinstance(label, int) and label >= 0 for label in labels):
+        return list(labels), None
+    names = sorted({str(label) for label in labels})
+    number = {name: i for i, name in enumerate(names)}
+    return [number[str(label)] for label in labels], names
+
+
+def column(
+    schema: pa.Schema, columns: Mapping[str, str], what: str, usual: Sequence[str]
+) -> str | None:
+    """The name of a column: as asked for, or a usual one that is there."""
+    if what in columns:
+        if columns[what] not in schema.names:
+            raise DataError(f"there is no column {columns[what]!r}; there are {schema.names}")
+        return columns[what]
+    return next((name for name in usual if name in schema.names), None)
+
+
+def extension_of(path: Path) -> str:
+    """The last one, in small letters, without its dot."""
+    return path.suffix.lower().removeprefix(".")
+
+
+def plain_key(text: str) -> str:
+    """A key ends at the first dot of its last part, and leads nowhere."""
+    folder, _, name = text.rpartition("/")
+    parts = [part for part in folder.split("/") if part not in ("", ".", "..")]
+    return "/".join([*parts, name.replace(".", "_")])

@@ -1,0 +1,143 @@
+"""Samples from tables that hold the images' bytes: Parquet, and Arrow as `datasets` saves it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stoplab_platform.errors import DataError
+from stoplab_platform.specs.base import canonical_digest
+from stoplab_trainers.data.index import IMAGES
+from stoplab_trainers.data.sources import (
+    LABEL_COLUMNS,
+    Sample,
+    Source,
+    column,
+    extension_of,
+    plain_key,
+)
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+MAGIC = (
+    (b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"),
+    (b"BM", "bmp"), (b"II*\0", "tif"), (b"MM\0*", "tif"), (b"P6", "ppm"), (b"P5", "pgm"),
+)  # fmt: skip
+
+
+class Table(Source):
+    """Rows that hold images' bytes, in Arrow or Parquet files."""
+
+    in_any_order = False  # a row group is read whole
+
+    def __init__(self, files: Sequence[Path], columns: Mapping[str, str]) -> None:
+        self._parts = [part for file in files for part in _parts(file)]
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])])
+        if not len(self):
+            raise DataError(f"{files[0]} holds no rows")
+        schema = self._parts[0].schema
+        self._image = column(schema, columns, "image", IMAGE_COLUMNS)
+        if self._image is None:
+            raise DataError(f"{files[0]}: which column holds the images? It has {schema.names}")
+        self._label = column(schema, columns, "label", LABEL_COLUMNS)
+        self._key = column(schema, columns, "key", ())
+        self.classes = _class_names(schema, files[0].parent, self._label)
+        self._files = files
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def samples(self, ids: NDArray[np.int64]) -> Iterator[Sample]:
+        """Rows that follow one another."""
+        wanted = [name for name in (self._image, self._label, self._key) if name]
+        first, last = int(ids[0]), int(ids[-1])
+        assert last - first + 1 == len(ids), "the order is the rows' own"
+        for part, start in zip(self._parts, self._starts.tolist(), strict=False):
+            if start <= last and start + len(part) > first:
+                low = max(first, start)
+                rows = part.read(wanted).slice(low - start, last + 1 - low)
+                yield from (self._sample(low + i, row) for i, row in enumerate(_rows(rows)))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the files' names, sizes and times of change."""
+        stats = [(file.name, file.stat()) for file in self._files]
+        return canonical_digest([[name, s.st_size, s.st_mtime_ns] for name, s in stats])
+
+    def _sample(self, number: int, row: Mapping[str, Any]) -> Sample:
+        assert self._image is not None
+        image: Any = row[self._image]
+        path = None
+        if isinstance(image, Mapping):
+            path, image = image.get("path"), image.get("bytes")
+        if image is None:
+            raise DataError(f"row {number}: its image is not in the table ({path})")
+        members = {_kind(image, path, number): image}
+        if self._label and row[self._label] is not None:
+            members = {"cls": str(row[self._label]).encode(), **members}
+        key = str(row[self._key]) if self._key else f"{number:09d}"
+        return plain_key(key), members
+
+
+class _Part:
+    """A row group of a Parquet file, or a file of Arrow's stream format (mapped, not read)."""
+
+    def __init__(self, file: Path, group: int | None = None) -> None:
+        self._file, self._group = file, group
+        if group is None:
+            self._table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+            self.schema, self._rows = self._table.schema, self._table.num_rows
+        else:
+            meta = pq.read_metadata(file)
+            self.schema, self._rows = pq.read_schema(file), meta.row_group(group).num_rows
+
+    def __len__(self) -> int:
+        return int(self._rows)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        if self._group is None:
+            return self._table.select(list(columns))
+        return pq.ParquetFile(self._file).read_row_group(self._group, columns=list(columns))
+
+
+def _parts(file: Path) -> list[_Part]:
+    try:
+        if file.suffix == ".arrow":
+            return [_Part(file)]
+        return [_Part(file, group) for group in range(pq.read_metadata(file).num_row_groups)]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """One by one: a whole row group as Python objects would be there twice."""
+    for batch in table.to_batches(max_chunksize=64):
+        yield from batch.to_pylist()
+
+
+def _class_names(schema: pa.Schema, folder: Path, label: str | None) -> list[str] | None:
+    """What Hugging Face's features say, in the schema or in `dataset_info.json`."""
+    note = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(note).get("info", {}).get("features", {}) if note else {}
+    info = folder / "dataset_info.json"
+    if not features and info.exists():
+        features = json.loads(info.read_text()).get("features", {})
+    names = features.get(label or "", {}).get("names")
+    return [str(name) for name in names] if names else None
+
+
+def _kind(image: bytes, path: str | None, number: int) -> str:
+    extension = extension_of(Path(path)) if path else ""
+    if extension in IMAGES:
+        return extension
+    found = next((kind for magic, kind in MAGIC if image.startswith(magic)), None)
+    if found is None:
+        raise DataError(f"row {number}: no image that is known (it begins with {image[:8]!r})")
+    return found
