@@ -39,8 +39,8 @@ from stoplab_trainers.hooks import (
     Stopping,
     spelled,
 )
-from stoplab_trainers.loop import Run, StepReport, World, precision, train
-from stoplab_trainers.pairing import PairingRecord
+from stoplab_trainers.hardware import precision
+from stoplab_trainers.loop import Run, StepReport, World, train
 from stoplab_trainers.scores import Final, Scores
 from stoplab_trainers.weights.start import start_from
 
@@ -119,7 +119,8 @@ def run_rank(
     saving = Saving(folder, owner | given)
     stop_files = [file for file in (stop_file, folder.prune) if file]
     if world.rank > 0:
-        train(run, [Stopping(stop_files, None)])
+        train(run, [saving, Stopping(stop_files, saving)])
+        run.state()  # rank 0 asks for it as well
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
@@ -134,9 +135,10 @@ def run_rank(
             evaluating.catch_up(run)
         # Saved before it is judged: what goes wrong there costs no step.
         train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
+        final = run.state()
         found = _judged(run, scores, folder, tracker)
-        leave_pictures(run, folder, tracker)
-        weights = checkpoint.weights_sha256(_weights(run))
+        leave_pictures(run, final["model"], folder, tracker)
+        weights = _hash(final)
         tracker.tags({"stoplab.weights_sha256": weights})
         tracker.finish("FINISHED")
     summary = Summary(
@@ -264,9 +266,11 @@ def _start(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) 
             raise CheckpointError(f"{parent} is not the end of the run that {leg.after} holds")
         log.info("goes on from %s at step %d", leg.after.name, run.step)
     elif start := run.spec.model.init_from:
-        source = start_from(start, run.model, run.target, run.spec.data.storage)
+        model = run.objective.build(run.spec)
+        target = run.objective.target(model.encoder)
+        source = start_from(start, model, target, run.spec.data.storage)
         given, sha256 = {"init_from": source.sha256}, source.sha256
-        run.record = PairingRecord(run.model.state_dict())
+        run.begin_from(model, target)
         log.info("weights from %s (%s)", start.spelled, source.layout)
     else:
         given = {}
@@ -318,7 +322,8 @@ def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: Spoo
     tracker.artifact(picture)
 
 
-def _weights(run: Run) -> dict[str, torch.Tensor]:
-    model = {f"model.{name}": value for name, value in run.model.state_dict().items()}
-    target = {f"target.{name}": value for name, value in run.target.state_dict().items()}
-    return {**model, **target}
+def _hash(state: Mapping[str, Any]) -> str:
+    """Of the final weights."""
+    parts = ("model", "target")
+    named = {f"{part}.{name}": value for part in parts for name, value in state[part].items()}
+    return checkpoint.weights_sha256(named)
