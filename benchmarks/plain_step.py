@@ -167,7 +167,7 @@ class PlainStep:
         with torch.no_grad():
             for own, new in zip(self.target.parameters(), self.encoder.parameters(), strict=True):
                 own.mul_(momentum).add_((1.0 - momentum) * new.detach())
-        return float(loss)
+        return float(loss.detach())
 
 
 def gathered(tokens: Tensor, index: Tensor) -> Tensor:

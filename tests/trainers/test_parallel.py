@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     for name, changes in WAYS.items():
         run = Run(tiny(compute__workers=2, **CHANGES, **changes), shards, World(rank, 2))
         losses = advance(run, STEPS)
-        state = run.state()
+        state = copy.deepcopy(run.state())  # the next step changes it in place
         found[name] = {
             "losses": losses,
             "state": state,
@@ -61,7 +62,7 @@ def one_of_two(rank: int, folder: Path) -> None:
         # Each goes on from the other's: what copies have saved in shards, and the reverse.
         other = {**changes, "compute__strategy": "ddp" if "fsdp" in name else "fsdp"}
         crossed = Run(tiny(compute__workers=2, **CHANGES, **other), shards, World(rank, 2))
-        crossed.load(STEPS, state)
+        crossed.load(STEPS, copy.deepcopy(state))
         found[name]["crossed"] = advance(crossed, 1)
         found[name]["gone on"] = advance(run, 1)
     logged = Run(tiny(compute__workers=2, **WAYS["fsdp"]), shards, World(rank, 2))

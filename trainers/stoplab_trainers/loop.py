@@ -31,6 +31,7 @@ from stoplab_trainers.parallel import (
     fill_model,
     fill_optimizer,
     gathered,
+    outside,
 )
 from stoplab_trainers.step import train_step
 
@@ -108,12 +109,14 @@ class Run:
 
         Whole tensors under every strategy; all ranks call.
         """
-        return {
+        state = {
             "model": gathered(self.model.state_dict()),
-            "target": gathered(self.target.state_dict()),
+            "target": self.target.state_dict(),
             "optimizer": gathered(self.optimizer.state_dict()),
             "record": self.record.state(),
         }
+        outside(self.student)
+        return state
 
     def load(self, step: int, state: Mapping[str, Any]) -> None:
         """Go on after ``step`` steps from a `state`, whatever the strategy it was made under."""

@@ -7,6 +7,7 @@ tensors under both strategies, and on any number of workers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,12 +29,14 @@ def distributed(model: Jepa, strategy: str, world: int, device: torch.device) ->
     if world == 1:
         return model
     if strategy == "fsdp":
+        # What the predictor returns is a view, and nobody changes it in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(device.type, (world,))
         for block in blocks(model):
             fully_shard(block, mesh=mesh)
         return fully_shard(model, mesh=mesh)
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=devices)
 
 
 def blocks(module: nn.Module) -> list[Block]:
@@ -56,9 +59,9 @@ def gradients_summed(student: nn.Module, over_ranks: bool) -> Iterator[None]:
 
 @contextmanager
 def whole(student: nn.Module) -> Iterator[None]:
-    """Within it, every weight lies whole on every rank; all ranks call.
+    """Within it, every weight lies whole on every rank, and afterwards what `outside` says.
 
-    What is outside of the blocks stays so until the next step: diagnostics of one rank read it.
+    All ranks call.
     """
     sharded = [part for part in student.modules() if isinstance(part, FSDPModule)]
     for part in sharded:
@@ -69,6 +72,15 @@ def whole(student: nn.Module) -> Iterator[None]:
         for part in sharded:
             if part is not student:
                 part.reshard()
+
+
+def outside(student: nn.Module) -> None:
+    """What is outside of the blocks lies whole until the next step; all ranks call.
+
+    Diagnostics that one rank makes read A, the mask token and norms.
+    """
+    if isinstance(student, FSDPModule):
+        student.unshard()
 
 
 def gathered(state: Any) -> Any:

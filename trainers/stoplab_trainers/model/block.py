@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from stoplab_trainers.model.linear import linear
+
 Asked = int | Int64[Tensor, "row m"]
 """Rows that are read after a block: so many last ones, or those of an index."""
 
 
 class Block(timm.models.vision_transformer.Block):
-    """timm's pre-norm block.
+    """timm's pre-norm block under its names, without what a plain ViT has not (dropout, scales).
 
     Attributes:
         recomputes: its activations are computed again on the way back instead of kept.
@@ -40,18 +42,22 @@ class Block(timm.models.vision_transformer.Block):
         return self._computed(tokens, asked)
 
     def _computed(self, tokens: Tensor, asked: Asked | None) -> Tensor:
-        if asked is None:
-            return cast(Tensor, super().forward(tokens))
         block: Any = self
-        normed, asking = block.norm1(tokens), picked(tokens, asked)
-        qkv, width = block.attn.qkv, tokens.shape[-1]
-        query = F.linear(picked(normed, asked), qkv.weight[:width], qkv.bias[:width])
-        key, value = F.linear(normed, qkv.weight[width:], qkv.bias[width:]).chunk(2, dim=-1)
-        heads = block.attn.num_heads
-        query, key, value = (_split(part, heads) for part in (query, key, value))
-        found = F.scaled_dot_product_attention(query, key, value)
-        asking = asking + block.attn.proj(found.transpose(1, 2).flatten(2))
-        return cast(Tensor, asking + block.mlp(block.norm2(asking)))
+        attn, mlp, width = block.attn, block.mlp, tokens.shape[-1]
+        weight, bias, split = attn.qkv.weight, attn.qkv.bias, (attn.num_heads, attn.head_dim)
+        normed = block.norm1(tokens)
+        if asked is None:
+            query, key, value = linear(normed, weight, bias).unflatten(-1, (3, *split)).unbind(2)
+        else:
+            query = linear(picked(normed, asked), weight[:width], bias[:width]).unflatten(-1, split)
+            both = linear(normed, weight[width:], bias[width:]).unflatten(-1, (2, *split))
+            key, value = both.unbind(2)
+            tokens = picked(tokens, asked)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + linear(found, attn.proj.weight, attn.proj.bias)
+        hidden = mlp.act(linear(block.norm2(tokens), mlp.fc1.weight, mlp.fc1.bias))
+        return tokens + linear(hidden, mlp.fc2.weight, mlp.fc2.bias)
 
 
 def through(
@@ -73,7 +79,3 @@ def picked(tokens: Float[Tensor, "row n d"], asked: Asked) -> Float[Tensor, "row
     flat = tokens.reshape(-1, width).index_select(0, (starts + asked).flatten())
     return flat.reshape(row, -1, width)
 
-
-def _split(tokens: Float[Tensor, "row n d"], heads: int) -> Float[Tensor, "row head n c"]:
-    row, length, width = tokens.shape
-    return tokens.reshape(row, length, heads, width // heads).transpose(1, 2)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int64
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stoplab_platform.specs.model import VitSizes
 from stoplab_trainers.model.block import Block, through
+from stoplab_trainers.model.linear import linear
 from stoplab_trainers.model.positions import fixed_table
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
             pixels = patches[row, index // grid, index % grid].flatten(2)
             positions = positions[index]
         proj: nn.Conv2d = self.vit.patch_embed.proj
-        return F.linear(pixels, proj.weight.flatten(1), proj.bias) + positions
+        return linear(pixels, proj.weight.flatten(1), proj.bias) + positions
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """The mean token of the whole image: what the probes see."""

@@ -7,12 +7,12 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stoplab_platform.specs.positions import PositionsSpec
 from stoplab_trainers.masking import TensorMasks
 from stoplab_trainers.model.block import Block, through
 from stoplab_trainers.model.encoder import LayerNorm
+from stoplab_trainers.model.linear import linear
 from stoplab_trainers.model.positions import fixed_table, learned_table, position_noise
 from stoplab_trainers.randomness import Noise
 
@@ -82,14 +82,15 @@ class Predictor(nn.Module):
         context = context[:, None].expand(-1, num_blocks, -1, -1)
         tokens = torch.cat([context, masked], dim=2).flatten(0, 1)
         blocks = cast("list[Block]", list(self.blocks))
-        predicted = self.proj(self.norm(through(blocks, tokens, num_target)))
+        tokens = self.norm(through(blocks, tokens, num_target))
+        predicted = linear(tokens, self.proj.weight, self.proj.bias)
         return cast(Tensor, predicted.reshape(batch, num_blocks, num_target, -1))
 
     def context_tokens(
         self, features: Float[Tensor, "b k d"], masks: TensorMasks, noise: Noise
     ) -> Float[Tensor, "b k width"]:
         """The projected context at its positions."""
-        tokens = self.embed(features) + self.table[masks.context]
+        tokens = linear(features, self.embed.weight, self.embed.bias) + self.table[masks.context]
         if self.noise.on_context:
             assert noise.context is not None, "these positions need noise on the context"
             tokens = tokens + self.noise(noise.context, self.embed.weight)
