@@ -4,7 +4,7 @@ python benchmarks/masks.py [--json] [--quick]        seconds of the plain one / 
 
 The plain one draws the block sizes once a step as ours does, then goes from image to image as a
 collator would: places each block, draws again while too few context patches are left, cuts the rest
-at random to the step's length. Lengths are equal; where patches lie, on the average over images, too.
+at random to the step's length. Lengths must be equal and, on the average over images, places too.
 
 Grid 14 x 14 (224 px, patch 16), 128 images, four targets, seconds of the processor.
 """

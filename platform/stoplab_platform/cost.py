@@ -98,8 +98,7 @@ def encoder_parameters(sizes: VitSizes) -> int:
 
 def flops(spec: RunSpec) -> Flops:
     """Operations for one image of a run."""
-    sizes, grid = spec.model.sizes(), spec.grid
-    kept = _kept(spec)
+    sizes, kept = spec.model.sizes(), _kept(spec)
     target = _target_flops(spec) if spec.objective.averages else 0.0
     context = encoder_flops(sizes, kept)
     predictor, noise = _predictor_flops(spec, kept)

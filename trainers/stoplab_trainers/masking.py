@@ -19,7 +19,6 @@ class TensorMasks(NamedTuple):
     context: Int64[Tensor, "b k"]
     targets: Int64[Tensor, "b block n"]
 
-
     def rows(self, rows: slice) -> TensorMasks:
         """Those of some images."""
         return TensorMasks(self.context[rows], self.targets[rows])

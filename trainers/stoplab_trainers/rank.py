@@ -29,6 +29,7 @@ from stoplab_trainers.diagnostics.masks import masks_figure
 from stoplab_trainers.diagnostics.probe import first_images
 from stoplab_trainers.diagnostics.telling import starvation, tell
 from stoplab_trainers.diagnostics.watching import PICTURED, Watching, leave_pictures
+from stoplab_trainers.hardware import precision
 from stoplab_trainers.hooks import (
     Evaluating,
     OnScores,
@@ -39,7 +40,6 @@ from stoplab_trainers.hooks import (
     Stopping,
     spelled,
 )
-from stoplab_trainers.hardware import precision
 from stoplab_trainers.loop import Run, StepReport, World, train
 from stoplab_trainers.scores import Final, Scores
 from stoplab_trainers.weights.start import start_from

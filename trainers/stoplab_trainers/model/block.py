@@ -78,4 +78,3 @@ def picked(tokens: Float[Tensor, "row n d"], asked: Asked) -> Float[Tensor, "row
     starts = torch.arange(0, row * count, count, device=tokens.device)[:, None]
     flat = tokens.reshape(-1, width).index_select(0, (starts + asked).flatten())
     return flat.reshape(row, -1, width)
-

@@ -49,9 +49,7 @@ class _OneDnn(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(
-        ctx: Any, *outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,) = outputs
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad

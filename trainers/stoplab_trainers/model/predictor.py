@@ -107,4 +107,3 @@ class Predictor(nn.Module):
             assert noise.masked is not None, "these positions need noise on the masked tokens"
             tokens = tokens + self.noise(noise.masked, self.embed.weight)
         return tokens
-
