@@ -2,9 +2,15 @@
 
 python benchmarks/masks.py [--json] [--quick]        seconds of the plain one / seconds of ours
 
-The plain one draws the block sizes once a step as ours does, then goes from image to image as a
-collator would: places each block, draws again while too few context patches are left, cuts the rest
-at random to the step's length. Lengths must be equal and, on the average over images, places too.
+The plain one works as the published collator does, on tensors of one image at a time:
+
+- the block sizes are drawn once a step, here by our own code, so that lengths agree;
+- each block: a corner by two `torch.randint`, a grid of zeros filled with ones, its complement, the
+  indices of its patches by `nonzero`;
+- the context: the same, times the complement of each target, again while too few patches are left;
+- what is left over of a context is cut at random; all is stacked at the end.
+
+Lengths must be equal and, on the average over images, places too.
 
 Grid 14 x 14 (224 px, patch 16), 128 images, four targets, seconds of the processor.
 """
@@ -14,8 +20,10 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import torch
 from harness import Result, arguments, compare, tell
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stoplab_platform import masks
 from stoplab_platform.mask_blocks import Sizes, profile
@@ -32,6 +40,7 @@ APART = 0.08  # of the shares of images in which a patch is context: the means o
 
 def results(quick: bool) -> list[Result]:
     """The one case."""
+    torch.set_num_threads(1)
     rounds = QUICK_ROUNDS if quick else ROUNDS
     found: dict[str, list[Masks]] = {"ours": [], "plain": []}
     profile(_sizes(0), MASKING.target.count, GRID, official=False)  # kept by both
@@ -58,34 +67,38 @@ def drawn(step: int) -> Masks:
 
 def one_by_one(step: int) -> Masks:
     """The plain ones of one step, by another stream of random numbers."""
-    rng, sizes = np.random.default_rng(step), _sizes(step)
+    rng, sizes = torch.Generator().manual_seed(step), _sizes(step)
     keep = profile(sizes, MASKING.target.count, GRID, official=False).keep(MASKING)
     images = [_image(rng, sizes, keep) for _ in range(BATCH)]
-    return Masks(*(np.stack(parts) for parts in zip(*images, strict=True)))
+    contexts, targets = zip(*images, strict=True)
+    return Masks(torch.stack(contexts).numpy(), torch.stack(targets).numpy())
 
 
-def _image(
-    rng: np.random.Generator, sizes: Sizes, keep: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _image(rng: torch.Generator, sizes: Sizes, keep: int) -> tuple[Tensor, Tensor]:
     """Context and targets of one image."""
     while True:
         blocks = [_block(rng, sizes.target) for _ in range(MASKING.target.count)]
-        context = _block(rng, sizes.context)
-        for block in blocks:
-            context &= ~block
-        patches = np.flatnonzero(context)
-        if len(patches) >= keep:
+        covered, _ = _block(rng, sizes.context)
+        for _, complement in blocks:
+            covered = covered * complement
+        context = torch.nonzero(covered.flatten()).squeeze(1)
+        if len(context) >= keep:
             break
-    kept = np.sort(rng.permutation(patches)[:keep])
-    return kept, np.stack([np.flatnonzero(block) for block in blocks])
+    kept = context[torch.randperm(len(context), generator=rng)[:keep]].sort().values
+    targets = [torch.nonzero(block.flatten()).squeeze(1) for block, _ in blocks]
+    return kept, torch.stack(targets)
 
 
-def _block(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.bool_]:
+def _block(rng: torch.Generator, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A block on the grid, and the rest of the grid."""
     height, width = size
-    top, left = rng.integers(0, GRID - height + 1), rng.integers(0, GRID - width + 1)
-    covered = np.zeros((GRID, GRID), dtype=np.bool_)
-    covered[top : top + height, left : left + width] = True
-    return covered
+    top = int(torch.randint(0, GRID - height + 1, (1,), generator=rng))
+    left = int(torch.randint(0, GRID - width + 1, (1,), generator=rng))
+    covered = torch.zeros((GRID, GRID), dtype=torch.int32)
+    covered[top : top + height, left : left + width] = 1
+    complement = torch.ones((GRID, GRID), dtype=torch.int32)
+    complement[top : top + height, left : left + width] = 0
+    return covered, complement
 
 
 def _sizes(step: int) -> Sizes:

@@ -34,7 +34,8 @@ def distributed(model: Jepa, strategy: str, world: int, device: torch.device) ->
         mesh = init_device_mesh(device.type, (world,))
         for block in blocks(model):
             fully_shard(block, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices)
 

@@ -35,25 +35,23 @@ class Block(timm.models.vision_transformer.Block):
         They attend to all, so keys and values are computed for all, the rest is not.
         """
         if self.recomputes and torch.is_grad_enabled():
-            found = checkpoint(
+            return checkpoint(
                 self._computed, tokens, asked, use_reentrant=False, preserve_rng_state=False
             )
-            return cast(Tensor, found)
         return self._computed(tokens, asked)
 
     def _computed(self, tokens: Tensor, asked: Asked | None) -> Tensor:
         block: Any = self
         attn, mlp, width = block.attn, block.mlp, tokens.shape[-1]
-        weight, bias, split = attn.qkv.weight, attn.qkv.bias, (attn.num_heads, attn.head_dim)
+        weight, bias, heads = attn.qkv.weight, attn.qkv.bias, attn.num_heads
         normed = block.norm1(tokens)
         if asked is None:
-            query, key, value = linear(normed, weight, bias).unflatten(-1, (3, *split)).unbind(2)
+            query, key, value = _heads(linear(normed, weight, bias), 3, heads)
         else:
-            query = linear(picked(normed, asked), weight[:width], bias[:width]).unflatten(-1, split)
-            both = linear(normed, weight[width:], bias[width:]).unflatten(-1, (2, *split))
-            key, value = both.unbind(2)
+            asking = linear(picked(normed, asked), weight[:width], bias[:width])
+            (query,) = _heads(asking, 1, heads)
+            key, value = _heads(linear(normed, weight[width:], bias[width:]), 2, heads)
             tokens = picked(tokens, asked)
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + linear(found, attn.proj.weight, attn.proj.bias)
         hidden = mlp.act(linear(block.norm2(tokens), mlp.fc1.weight, mlp.fc1.bias))
@@ -78,3 +76,12 @@ def picked(tokens: Float[Tensor, "row n d"], asked: Asked) -> Float[Tensor, "row
     starts = torch.arange(0, row * count, count, device=tokens.device)[:, None]
     flat = tokens.reshape(-1, width).index_select(0, (starts + asked).flatten())
     return flat.reshape(row, -1, width)
+
+
+def _heads(
+    tokens: Float[Tensor, "row n d"], parts: int, heads: int
+) -> tuple[Float[Tensor, "row head n c"], ...]:
+    """Queries, keys or values that lie side by side, apart and in heads."""
+    row, count, _ = tokens.shape
+    apart = tokens.reshape(row, count, parts, heads, -1).unbind(2)
+    return tuple(part.transpose(1, 2) for part in apart)

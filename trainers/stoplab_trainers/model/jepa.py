@@ -98,7 +98,7 @@ def target_features(
         tokens = picked(tokens, wanted)
     with torch.autocast(images.device.type, enabled=False):
         normal = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=TARGET_EPS)
-    return normal.unflatten(1, targets_index.shape[1:])
+    return normal.reshape(*targets_index.shape, -1)
 
 
 def low_resolution(

@@ -24,7 +24,7 @@ def linear(
 ) -> Float[Tensor, "*row n"]:
     """x W^T + b, as `F.linear`; which library computes it follows from processor and sizes."""
     if x.numel() * len(weight) >= LEAST and _is_plain(x) and onednn_is_faster():
-        return cast(Tensor, _OneDnn.apply(x, weight, bias))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _OneDnn.apply(x, weight, bias))
     return F.linear(x, weight, bias)
 
 

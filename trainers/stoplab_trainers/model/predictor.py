@@ -84,7 +84,7 @@ class Predictor(nn.Module):
         blocks = cast("list[Block]", list(self.blocks))
         tokens = self.norm(through(blocks, tokens, num_target))
         predicted = linear(tokens, self.proj.weight, self.proj.bias)
-        return cast(Tensor, predicted.reshape(batch, num_blocks, num_target, -1))
+        return predicted.reshape(batch, num_blocks, num_target, -1)
 
     def context_tokens(
         self, features: Float[Tensor, "b k d"], masks: TensorMasks, noise: Noise
@@ -94,7 +94,7 @@ class Predictor(nn.Module):
         if self.noise.on_context:
             assert noise.context is not None, "these positions need noise on the context"
             tokens = tokens + self.noise(noise.context, self.embed.weight)
-        return cast(Tensor, tokens)
+        return tokens
 
     def masked_tokens(self, masks: TensorMasks, noise: Noise) -> Float[Tensor, "b block n width"]:
         """The queries: noised positions of the target patches, and what says "masked"."""
