@@ -158,9 +158,9 @@ def _packed_cover(top: Ints, left: Ints, size: Size, grid: int) -> Packed:
 
 
 def _strips(side: int, grid: int) -> Bools:
-    """Which lines a block covers that begins at the first, the second, …: [start, line]."""
-    ticks = np.arange(grid)
-    strips: Bools = (ticks >= ticks[:, None]) & (ticks < ticks[:, None] + side)
+    """Which lines a block covers that begins at the first, …, or behind the last: [start, line]."""
+    ticks, starts = np.arange(grid), np.arange(grid + 1)[:, None]
+    strips: Bools = (ticks >= starts) & (ticks < starts + side)
     return strips
 
 
