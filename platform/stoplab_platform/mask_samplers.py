@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,8 @@ def _place_all(
         if not len(pending):
             return placed
         again = place(uniforms(keys[pending], count, offset=attempt * count), sizes, grid)
-        for whole, part in zip(placed, again, strict=True):
+        pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(placed, again, strict=True)
+        for whole, part in pairs:
             whole[pending] = part
         pending = pending[_short(again, keep)]
     message = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +103,8 @@ def run_rank(
 ) -> Summary | None:
     """Train one rank's part; rank 0 returns the summary, the others None.
 
-    Raises `errors.Stopped` on every rank when the stop file or `RunFolder.prune` asks for it;
-    `errors.Fenced` on rank 0 when a newer attempt owns the job's folder.
+    Raises on every rank: `errors.Stopped` when the stop file or `RunFolder.prune` asks for it;
+    `errors.Fenced` when a newer attempt owns the job's folder.
     """
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
@@ -119,9 +119,7 @@ def run_rank(
     saving = Saving(folder, owner | given)
     stop_files = [file for file in (stop_file, folder.prune) if file]
     if world.rank > 0:
-        train(run, [saving, Stopping(stop_files, saving)])
-        run.state()  # rank 0 asks for it as well
-        return None
+        return _accompany(run, saving, stop_files)
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
         tracker.start(identity, flatten(spec.plain()))
@@ -138,8 +136,7 @@ def run_rank(
         final = run.state()
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, final["model"], folder, tracker)
-        weights = _hash(final)
-        tracker.tags({"stoplab.weights_sha256": weights})
+        tracker.tags({"stoplab.weights_sha256": (weights := _hash(final))})
         tracker.finish("FINISHED")
     summary = Summary(
         metrics={**last.metrics, **watching.metrics, **found},
@@ -153,6 +150,12 @@ def run_rank(
     )
     write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
     return summary
+
+
+def _accompany(run: Run, saving: Saving, stop_files: Sequence[Path]) -> None:
+    """What the ranks after 0 do: they train, save and stop with it, and it asks for the end."""
+    train(run, [saving, Stopping(stop_files, saving)])
+    run.state()
 
 
 def _fence(settings: Settings) -> Callable[[], bool]:

@@ -23,7 +23,8 @@ def linear(
     x: Float[Tensor, "*row k"], weight: Float[Tensor, "n k"], bias: Float[Tensor, " n"] | None
 ) -> Float[Tensor, "*row n"]:
     """x W^T + b, as `F.linear`; which library computes it follows from processor and sizes."""
-    if x.numel() * len(weight) >= LEAST and _is_plain(x) and onednn_is_faster():
+    # Sizes last: asking a compiler's symbols for them would fix the batch of what it compiles.
+    if _is_plain(x) and onednn_is_faster() and x.numel() * len(weight) >= LEAST:
         return cast(Tensor, _OneDnn.apply(x, weight, bias))
     return F.linear(x, weight, bias)
 
