@@ -16,7 +16,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ALL = ("submit", "get_job", "list_jobs", "log_follow", "first_line")
-ALL += ("loader_224", "loader_96", "tar")
+ALL += ("loader_224", "loader_96", "tar", "step", "masks", "metrics")
+FEW = 4
+"""Cases that each get a line of their own; of more the worst is shown."""
 
 
 def main() -> int:
@@ -53,13 +55,23 @@ def run(name: str) -> dict[str, Any]:
 
 def page(at: str, loads: list[float], results: list[dict[str, Any]]) -> str:
     """The results for people."""
-    rows = "\n".join(f"| {one['name']} | {bar(one)} |" for one in results)
+    rows = "\n".join(f"| {name} | {bar(one)} |" for told in results for name, one in lines(told))
     return (
         f"# {at}, {hardware()}, {os.cpu_count()} cores\n\n"
         f"Load of the machine (1 min) before, between and after: {', '.join(map(str, loads))}. "
         "Every ratio is the median of rounds in which both sides take turns.\n\n"
         f"| benchmark | result |\n|---|---|\n{rows}\n"
     )
+
+
+def lines(told: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What the page shows of a benchmark: its cases where they are few, else the worst."""
+    cases = told.get("cases", [])
+    if not 1 < len(cases) <= FEW:
+        return [(told["name"], told)]
+    name = told["name"]
+    labels = (case["name"] if case["name"] == name else f"{name}: {case['name']}" for case in cases)
+    return list(zip(labels, cases, strict=True))
 
 
 def bar(one: dict[str, Any]) -> str:
@@ -76,7 +88,10 @@ def bar(one: dict[str, Any]) -> str:
         )
     floor, most = one["floor"], one["at_most"]
     bound = f"at most {most:g}" if floor is None else f"at least {floor:g}"
-    return f"{one['ratio']:.2f} [{low:.2f}, {high:.2f}]; {bound}: {verdict}"
+    aim = "" if one["aim"] is None else f" (aim {one['aim']:g})"
+    digits = 2 if one["ratio"] >= 0.1 else 4
+    ratio, low, high = (f"{value:.{digits}f}" for value in (one["ratio"], low, high))
+    return f"{ratio} [{low}, {high}]; {bound}{aim}: {verdict}"
 
 
 def hardware() -> str:

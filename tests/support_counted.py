@@ -20,7 +20,7 @@ from stoplab_platform.tracking import RunIdentity
 from stoplab_sweeps.cells import Start
 from stoplab_sweeps.study import run_study
 from stoplab_sweeps.tuning import run_in_tune
-from stoplab_trainers.rank import Summary
+from stoplab_trainers.summary import Summary
 from support_studies import summary
 
 RUN_S = float(os.environ.get("COUNTED_RUN_S", "0.5"))  # how long a run seems to train

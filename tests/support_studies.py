@@ -15,7 +15,8 @@ from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec, override,
 from stoplab_platform.tracking import RunIdentity
 from stoplab_sweeps.cells import Execute, Start, StudySpec, run_cell
 from stoplab_sweeps.feed import Feed
-from stoplab_trainers.rank import Leg, Summary
+from stoplab_trainers.resuming import Leg
+from stoplab_trainers.summary import Summary
 from support_runs import TINY
 
 ARMS = {"deterministic": {"positions.kind": "deterministic"}, "stochastic": {}}

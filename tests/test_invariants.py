@@ -53,12 +53,11 @@ MUTATIONS = {
         (7, 8),
     ),
     "EMA before step": Mutation(
-        "trainers/stoplab_trainers/loop.py",
-        "    run.optimizer.step()\n"
-        "    if run.averages:\n"
-        "        update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n",
-        "    if run.averages:\n"
-        "        update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n"
+        "trainers/stoplab_trainers/step.py",
+        "    run.optimizer.step()\n    if run.averages:\n        with whole(run.student):\n"
+        "            update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n",
+        "    if run.averages:\n        with whole(run.student):\n"
+        "            update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n"
         "    run.optimizer.step()\n",
         (19,),
     ),

@@ -98,15 +98,30 @@ def encoder_parameters(sizes: VitSizes) -> int:
 
 def flops(spec: RunSpec) -> Flops:
     """Operations for one image of a run."""
-    sizes, grid = spec.model.sizes(), spec.grid
-    kept = _kept(spec)
-    target = encoder_flops(sizes, grid * grid) if spec.objective.averages else 0.0
+    sizes, kept = spec.model.sizes(), _kept(spec)
+    target = _target_flops(spec) if spec.objective.averages else 0.0
     context = encoder_flops(sizes, kept)
     predictor, noise = _predictor_flops(spec, kept)
     # No gradient flows into pixels or into the noise: there only the weight's own is computed.
     fixed = _patch_flops(sizes, kept) + noise
     train = target + 3 * (context + predictor) - fixed
     return Flops(target, context, predictor, train)
+
+
+def step_flops(spec: RunSpec, context_tokens: float, target_tokens: float) -> float:
+    """Operations for one image of a step as published, at the lengths that its masks had.
+
+    All rows in all blocks, the way back at twice the way there: what utilisation is counted in,
+    whatever is left out as nobody reads it. (`flops` counts what is really computed.)
+    """
+    sizes, narrow = spec.model.sizes(), spec.model.predictor
+    rows, hidden = context_tokens + target_tokens, _predictor_hidden(spec)
+    block = narrow.depth * _block_flops(narrow.width, hidden, rows, rows)
+    out = 2 * narrow.width * _predicted(spec) * target_tokens
+    predictor = 2 * sizes.width * narrow.width * context_tokens
+    predictor += num_blocks(spec.masking, spec.grid) * (block + out)
+    target = encoder_flops(sizes, spec.grid**2) if spec.objective.averages else 0.0
+    return target + 3 * (encoder_flops(sizes, context_tokens) + predictor)
 
 
 def encoder_flops(sizes: VitSizes, tokens: float) -> float:
@@ -116,14 +131,16 @@ def encoder_flops(sizes: VitSizes, tokens: float) -> float:
 
 
 def memory(spec: RunSpec) -> Memory:
-    """Memory of one worker."""
+    """Memory of one worker; under `fsdp` its shard of the student, and the whole target."""
     found, grid = parameters(spec), spec.grid**2
     tables = grid * (spec.model.sizes().width + spec.model.predictor.width)
-    # Several workers keep a second copy of the gradients to send from.
-    copies = 1 if spec.compute.workers == 1 else 2
-    weights = FP32 * (found.trained + tables)
-    gradients = FP32 * found.trained * copies
-    optimizer = 2 * FP32 * found.trained
+    workers = spec.compute.workers
+    shards = workers if spec.compute.strategy == "fsdp" else 1
+    # Several workers with all weights each keep a second copy of the gradients to send from.
+    copies = 1 if workers == shards else 2
+    weights = FP32 * (found.trained + tables) // shards
+    gradients = FP32 * found.trained * copies // shards
+    optimizer = 2 * FP32 * found.trained // shards
     target = FP32 * (found.encoder + grid * spec.model.sizes().width) * spec.objective.averages
     activations = _activations(spec)
     fixed = weights + gradients + optimizer + target + RUNTIME
@@ -154,6 +171,18 @@ def _middle(block: BlockSpec) -> BlockSpec:
     ranges = {"scale": block.scale, "aspect": block.aspect}
     middles = {name: ((low + high) / 2,) * 2 for name, (low, high) in ranges.items()}
     return block.model_copy(update=middles)
+
+
+def _target_flops(spec: RunSpec) -> float:
+    """The target encoder, whose last block computes the wanted rows alone, where they are fewer."""
+    sizes, patches = spec.model.sizes(), spec.grid**2
+    whole = encoder_flops(sizes, patches)
+    wanted = num_blocks(spec.masking, spec.grid) * target_tokens(spec.masking, spec.grid)
+    if getattr(spec.objective, "target_pool", None) or wanted >= patches:
+        return whole
+    hidden = _hidden(sizes)
+    saved = _block_flops(sizes.width, hidden, patches, patches)
+    return whole - saved + _block_flops(sizes.width, hidden, wanted, patches)
 
 
 def _kept(spec: RunSpec) -> float:
@@ -247,13 +276,16 @@ def _activations(spec: RunSpec) -> int:
     kept = _kept(spec)
     blocks = num_blocks(spec.masking, spec.grid)
     rows = blocks * (kept + target_tokens(spec.masking, spec.grid))
-    student = (
-        kept * sizes.depth * _kept_bytes(sizes.width, _hidden(sizes), half)
-        + rows * predictor.depth * _kept_bytes(predictor.width, _predictor_hidden(spec), half)
-    )  # fmt: skip
+    of_encoder = _kept_bytes(sizes.width, _hidden(sizes), half)
+    of_predictor = _kept_bytes(predictor.width, _predictor_hidden(spec), half)
+    student = kept * sizes.depth * of_encoder + rows * predictor.depth * of_predictor
+    if spec.compute.activation_checkpointing:  # the blocks' inputs, and one block's at a time
+        inputs = kept * sizes.depth * sizes.width + rows * predictor.depth * predictor.width
+        student = FP32 * inputs + max(kept * of_encoder, rows * of_predictor)
     passing = spec.grid**2 * FP32 * (5 * sizes.width + 2 * _hidden(sizes)) * spec.objective.averages
     images = FP32 * COLOURS * spec.data.image_size**2
-    return int(_local_batch(spec) * (max(student, passing) + images))
+    together = _local_batch(spec) // spec.compute.accumulate
+    return int(together * (max(student, passing) + images))
 
 
 def _kept_bytes(width: int, hidden: int, half: bool) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # specs check themselves with this module
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+Packed = NDArray[np.uint8]
 Size = tuple[int, int]
 
 LADDER = 4096  # sizes are drawn on this many steps of u, so that each can be checked beforehand
@@ -79,11 +80,12 @@ def patches(top: Ints, left: Ints, size: Size, grid: int) -> Ints:
 
 
 class Placed(NamedTuple):
-    """Blocks of some images."""
+    """Blocks of some images; patches are bits, eight of a line in a byte."""
 
-    targets: Ints  # patch indices [row, block, n]
-    hit: Bools  # patches in a target block [row, grid, grid]
-    allowed: Bools  # patches of the context block in no target [row, grid, grid]
+    top: Ints  # of the targets [row, block]
+    left: Ints  # likewise
+    hit: Packed  # patches in a target block [row, grid, n]
+    allowed: Packed  # patches of the context block in no target [row, grid, n]
 
 
 def place(draws: NDArray[np.float64], sizes: Sizes, grid: int, *, reach: int = 1) -> Placed:
@@ -91,15 +93,24 @@ def place(draws: NDArray[np.float64], sizes: Sizes, grid: int, *, reach: int = 1
 
     ``reach`` 1 lets a block touch the last row and column; the published code has 0.
     """
-
     (height, width), (tall, wide) = sizes
     top = _corners(draws[:, :-2:2], height, grid, reach)
     left = _corners(draws[:, 1:-2:2], width, grid, reach)
-    hit: Bools = np.any(cover(top, left, sizes.target, grid), axis=1)
+    hit: Packed = np.bitwise_or.reduce(_packed_cover(top, left, sizes.target, grid), axis=1)
     down = _corners(draws[:, -2], tall, grid, reach)
     across = _corners(draws[:, -1], wide, grid, reach)
-    outer = cover(down, across, sizes.context, grid)
-    return Placed(patches(top, left, sizes.target, grid), hit, outer & ~hit)
+    return Placed(top, left, hit, _packed_cover(down, across, sizes.context, grid) & ~hit)
+
+
+def unpacked(lines: Packed, grid: int) -> Bools:
+    """Bits as truth values: [row, grid * grid]."""
+    return np.unpackbits(lines, axis=2, count=grid).reshape(len(lines), -1).view(np.bool_)
+
+
+def num_patches(lines: Packed) -> Ints:
+    """Patches that are covered, of each image."""
+    counts: Ints = np.bitwise_count(lines).sum(axis=(1, 2), dtype=np.int64)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -133,41 +144,28 @@ class Profile:
 def profile(sizes: Sizes, count: int, grid: int, *, official: bool) -> Profile:
     """The profile of ``count`` targets and a context of these sizes; always the same images."""
     draws = uniforms(_simulation_keys(), 2 * (count + 1))
-    reach = 0 if official else 1
-    hit = _packed_cover(draws[:, 0], draws[:, 1], sizes.target, grid, reach)
-    for block in range(1, count):
-        down, across = draws[:, 2 * block], draws[:, 2 * block + 1]
-        hit |= _packed_cover(down, across, sizes.target, grid, reach)
-    outer = _packed_cover(draws[:, -2], draws[:, -1], sizes.context, grid, reach)
-    lengths = _patches_in(outer & ~hit)
+    placed = place(draws, sizes, grid, reach=0 if official else 1)
+    lengths = num_patches(placed.allowed)
     order = np.argsort(lengths, kind="stable")
-    return Profile(lengths[order], _patches_in(hit)[order] / grid**2)
+    return Profile(lengths[order], num_patches(placed.hit)[order] / grid**2)
 
 
-def _packed_cover(
-    down: NDArray[np.float64], across: NDArray[np.float64], size: Size, grid: int, reach: int
-) -> NDArray[np.uint8]:
-    """As `cover` tells of one block an image, eight patches of a line in a byte: [row, grid, n].
-
-    Of a large grid the simulation would hold gigabytes otherwise.
-    """
-    height, width = size
-    ticks = np.arange(grid)
-    top, left = _corners(down, height, grid, reach), _corners(across, width, grid, reach)
-    lines = (ticks >= top[:, None]) & (ticks < top[:, None] + height)
-    columns = (ticks >= left[:, None]) & (ticks < left[:, None] + width)
-    covered: NDArray[np.uint8] = np.packbits(columns, axis=1)[:, None] * lines[:, :, None]
+def _packed_cover(top: Ints, left: Ints, size: Size, grid: int) -> Packed:
+    """What `cover` tells, packed: [*block, grid, n]. Of a large grid it is gigabytes otherwise."""
+    lines, columns = _strips(size[0], grid), np.packbits(_strips(size[1], grid), axis=1)
+    covered: Packed = lines[top][..., None] * columns[left][..., None, :]
     return covered
+
+
+def _strips(side: int, grid: int) -> Bools:
+    """Which lines a block covers that begins at the first, …, or behind the last: [start, line]."""
+    ticks, starts = np.arange(grid), np.arange(grid + 1)[:, None]
+    strips: Bools = (ticks >= starts) & (ticks < starts + side)
+    return strips
 
 
 def _corners(draws: NDArray[np.float64], side: int, grid: int, reach: int) -> Ints:
     return (draws * (grid - side + reach)).astype(np.int64)
-
-
-def _patches_in(packed: NDArray[np.uint8]) -> Ints:
-    """Patches that are covered, of each image."""
-    counts: Ints = np.bitwise_count(packed).sum(axis=(1, 2), dtype=np.int64)
-    return counts
 
 
 def _simulation_keys() -> Keys:

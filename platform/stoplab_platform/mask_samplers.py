@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import Problem, SpecError
-from stoplab_platform.mask_blocks import LADDER, Ints, Placed, Sizes, block_size, place, profile
+from stoplab_platform.mask_blocks import (
+    LADDER,
+    Ints,
+    Placed,
+    Sizes,
+    block_size,
+    num_patches,
+    patches,
+    place,
+    profile,
+    unpacked,
+)
 from stoplab_platform.randomness import Keys, uniforms
 
 if TYPE_CHECKING:
@@ -45,15 +57,14 @@ def fixed_masks(masking: MultiblockMasking, grid: int, sizes: Sizes, keys: Keys)
     keep = profile(sizes, count, grid, official=False).keep(masking)
     placed = _place_all(masking, grid, sizes, keys, keep)
     ranks = uniforms(keys, grid * grid, offset=CUT)
-    ranks[~placed.allowed.reshape(len(keys), -1)] = 2.0  # sorts behind every allowed patch
-    return Drawn(_smallest(ranks, keep), placed.targets)
+    ranks[~unpacked(placed.allowed, grid)] = 2.0  # sorts behind every allowed patch
+    return Drawn(_smallest(ranks, keep), patches(placed.top, placed.left, sizes.target, grid))
 
 
 def random_masks(masking: RandomMasking, grid: int, keys: Keys) -> Drawn:
     """Uniformly drawn targets as one block; all other patches are the context."""
-    patches = grid * grid
-    order = np.argsort(uniforms(keys, patches), axis=1)
-    masked = round(masking.ratio * patches)
+    order = np.argsort(uniforms(keys, grid * grid), axis=1)
+    masked = round(masking.ratio * grid * grid)
     context, targets = order[:, masked:], order[:, :masked]
     return Drawn(np.sort(context, axis=1), np.sort(targets, axis=1)[:, None])
 
@@ -68,7 +79,8 @@ def _place_all(
         if not len(pending):
             return placed
         again = place(uniforms(keys[pending], count, offset=attempt * count), sizes, grid)
-        for whole, part in zip(placed, again, strict=True):
+        pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(placed, again, strict=True)
+        for whole, part in pairs:
             whole[pending] = part
         pending = pending[_short(again, keep)]
     message = (
@@ -79,8 +91,7 @@ def _place_all(
 
 
 def _short(placed: Placed, keep: int) -> Ints:
-    lengths = placed.allowed.sum(axis=(1, 2))
-    return np.flatnonzero(lengths < keep)
+    return np.flatnonzero(num_patches(placed.allowed) < keep)
 
 
 def _smallest(ranks: NDArray[np.float64], keep: int) -> Ints:

@@ -19,7 +19,8 @@ from stoplab_sweeps.space import Infeasible, Point, label, point_id, points, run
 
 if TYPE_CHECKING:  # the driver needs no torch, and starts seconds earlier without it
     from stoplab_trainers.hooks import OnScores
-    from stoplab_trainers.rank import Leg, Summary
+    from stoplab_trainers.resuming import Leg
+    from stoplab_trainers.summary import Summary
 
 StudySpec = SweepSpec | ComparisonSpec
 Execute = Callable[..., "Summary"]
@@ -263,7 +264,7 @@ def _cell(spec: SweepSpec, point: Point, replicate: int, index: int) -> Cell:
 
 
 def _leg(spec: StudySpec, cell: Cell, folder: JobFolder) -> Leg:
-    from stoplab_trainers.rank import Leg
+    from stoplab_trainers.resuming import Leg
 
     assert isinstance(spec, SweepSpec)
     assert cell.generation is not None

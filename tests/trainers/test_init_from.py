@@ -27,7 +27,7 @@ from stoplab_trainers.launch import execute
 from stoplab_trainers.loop import Run, steps
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import Jepa, build_model, target_of
-from stoplab_trainers.rank import _start
+from stoplab_trainers.resuming import begin
 from stoplab_trainers.weights.official import to_official
 from stoplab_trainers.weights.start import start_from
 from support_runs import folder, identity, tiny
@@ -201,7 +201,7 @@ def test_a_url_on_private_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     place = "memory://private/encoder.safetensors"
     spec = run_from(place, data__storage="secret://bucket")
     run = Run(spec, ShardSet.open("digits", tmp_path / "home" / "cache"))
-    _start(run, folder(tmp_path), {"run": "x"}, None)
+    begin(run, folder(tmp_path), {"run": "x"}, None)
     assert {"key": "k"} in given
 
 

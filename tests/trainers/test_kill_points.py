@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stoplab_platform.paths import RunFolder, read_json
-from stoplab_trainers.rank import Summary, summary_of
+from stoplab_trainers.summary import Summary, summary_of
 from support_invariants import goes_on, has_logged
 from support_runs import tiny
 from support_store import wait_for

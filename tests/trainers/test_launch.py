@@ -19,7 +19,7 @@ from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import client
 from stoplab_trainers import checkpoint
 from stoplab_trainers.launch import execute
-from stoplab_trainers.rank import Summary
+from stoplab_trainers.summary import Summary
 from support_invariants import goes_on, has_logged
 from support_runs import folder, identity, tiny
 

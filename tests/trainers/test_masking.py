@@ -14,7 +14,7 @@ from support_runs import tiny
 def test_they_are_the_platforms_masks(sampler: str) -> None:
     spec = tiny(masking__sampler=sampler, masking__min_keep=3, seed=5)
     drawn = masks.draw(spec.masking, 4, seed=5, step=7, batch_size=64, rows=slice(8, 16))
-    found = draw_masks(spec, 7, slice(8, 16), "cpu")
+    found = draw_masks(spec, 7, slice(8, 16))
     assert found.context.dtype == found.targets.dtype == torch.int64
     assert found.context.tolist() == drawn.context.tolist()
     assert found.targets.tolist() == drawn.targets.tolist()

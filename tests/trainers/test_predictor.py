@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoplab_trainers.masking import TensorMasks
-from stoplab_trainers.model.predictor import QueryBlock
+from stoplab_trainers.model.block import Block, picked
 from stoplab_trainers.randomness import NO_NOISE, Noise
 from support_models import inputs, predictor
 
@@ -63,11 +63,13 @@ def test_context_tokens_have_no_order() -> None:
     assert torch.allclose(found, made(features, masks, noise), atol=1e-6)
 
 
-@pytest.mark.parametrize("num_last", [1, 4, 9])
-def test_the_last_rows_alone_are_those_of_all(num_last: int) -> None:
+@pytest.mark.parametrize(
+    "asked", [1, 4, 9, torch.tensor([[0, 8, 3], [5, 5, 1]]), torch.tensor([[2], [7]])]
+)
+def test_the_rows_that_are_asked_for_are_those_of_all(asked: int | torch.Tensor) -> None:
     torch.manual_seed(0)
-    block, tokens = QueryBlock(12, 3, qkv_bias=True), torch.randn(2, 9, 12)
-    whole, part = block(tokens)[:, -num_last:], block(tokens, num_last)
+    block, tokens = Block(12, 3, qkv_bias=True), torch.randn(2, 9, 12)
+    whole, part = picked(block(tokens), asked), block(tokens, asked)
     assert torch.allclose(part, whole, atol=1e-6)
     grads = []
     for rows in (whole, part):

@@ -14,7 +14,7 @@ from stoplab_platform.paths import RunFolder
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, World
 from stoplab_trainers.model.jepa import build_model
-from stoplab_trainers.rank import _start
+from stoplab_trainers.resuming import begin
 from stoplab_trainers.weights.official import to_official
 from support_runs import tiny
 
@@ -29,7 +29,7 @@ def one_of_two(rank: int, folder: Path) -> None:
         run = Run(spec, shards, World(rank, 2))
         said = folder / f"{case}{rank}"
         try:
-            said.write_text(_start(run, RunFolder(folder / case), {"run": "x"}, None)["init_from"])
+            said.write_text(begin(run, RunFolder(folder / case), {"run": "x"}, None)["init_from"])
         except CheckpointError as error:
             said.write_text(str(error))
     dist.destroy_process_group()

@@ -250,7 +250,8 @@ def test_a_picture_that_fails_costs_no_other(
 
     monkeypatch.setattr(pictures, "positions_picture", fails)
     tracker = started()
-    leave_pictures(Run(tiny(), digits), RunFolder(tmp_path), tracker)
+    run = Run(tiny(), digits)
+    leave_pictures(run, run.model.state_dict(), RunFolder(tmp_path), tracker)
     kept = [path.name for _, path in tracker.artifacts]
     assert kept == ["coverage.png", "predictions.png"]  # no metrics: no history
     assert "could not be drawn" in caplog.text

@@ -15,8 +15,8 @@ from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
 from stoplab_trainers.hooks import spelled
 from stoplab_trainers.launch import device_of
 from stoplab_trainers.model.jepa import build_model
-from stoplab_trainers.rank import Summary
 from stoplab_trainers.scores import Scores
+from stoplab_trainers.summary import Summary
 from stoplab_trainers.weights.fitting import Part, fill, fixed_tables
 from stoplab_trainers.weights.trained import open_trained
 

@@ -26,6 +26,7 @@ OnScores = Callable[[int, Mapping[str, float]], None]
 """Hears of each scheduled evaluation: epochs that have ended, validation scores."""
 QUIET_S = 5.0  # seconds between two lines of a run's log
 PROGRESS_S = 0.5  # seconds between two writes of progress.json
+GO_ON, END, LOST = range(3)  # what a look at the stop files and the owner tells
 FENCE_S = 1.0  # seconds between two looks at who owns the job's folder
 
 
@@ -130,7 +131,10 @@ class Evaluating:
 
 
 class Saving:
-    """Checkpoints by the spec's schedule, and always at the last step."""
+    """Checkpoints by the spec's schedule, and always at the last step.
+
+    Every rank has one, for the state is gathered from all; rank 0 writes it.
+    """
 
     def __init__(self, folder: RunFolder, identity: Mapping[str, str]) -> None:
         self._folder, self._identity = folder, dict(identity)
@@ -152,18 +156,20 @@ class Saving:
         """Save now, unless this step is saved already."""
         if self.saved_step == run.step:
             return
-        checkpoint.save(
-            self._folder.checkpoints,
-            step=run.step,
-            tensors=run.state(),
-            identity=self._identity,
-            keep=run.spec.checkpoint.keep,
-        )
+        tensors = run.state()
+        if run.world.rank == 0:
+            checkpoint.save(
+                self._folder.checkpoints,
+                step=run.step,
+                tensors=tensors,
+                identity=self._identity,
+                keep=run.spec.checkpoint.keep,
+            )
         self.saved_step = run.step
 
 
 class Stopping:
-    """Obeys stop files: rank 0 reads them, all ranks hear of it, rank 0 saves, all end.
+    """Obeys stop files: rank 0 reads them, all ranks hear of it, save and end.
 
     ``fenced`` tells whether the folder is a newer attempt's: then all end, and nothing is saved.
     """
@@ -171,7 +177,7 @@ class Stopping:
     def __init__(
         self,
         files: Sequence[Path],
-        saving: Saving | None,
+        saving: Saving,
         fenced: Callable[[], bool] = lambda: False,
     ) -> None:
         self._files, self._saving, self._fenced = files, saving, fenced
@@ -179,30 +185,33 @@ class Stopping:
 
     def __call__(self, run: Run, report: StepReport) -> None:
         """Raise `Stopped` on every rank, once a file is there; the first one's intent counts."""
-        if not self._agreed(run, report):
+        heard = self._agreed(run, report)
+        if heard == GO_ON:
             return
-        if self._lost:
+        if heard == LOST:
             raise Fenced(f"a newer attempt owns the job's folder; this one ends at {run.step}")
-        if self._saving:
-            self._saving.save(run)
+        self._saving.save(run)
         wishes = [wish for wish in map(read_json, self._files) if wish is not None]
         raise Stopped(str(wishes[0]["intent"]) if wishes else "CANCELLED", run.step)
 
-    def _seen(self) -> bool:
+    def _seen(self) -> int:
         if time.monotonic() >= self._look_at:
             self._lost, self._look_at = self._fenced(), time.monotonic() + FENCE_S
-        return self._lost or any(file.exists() for file in self._files)
+        if self._lost:
+            return LOST
+        return END if any(file.exists() for file in self._files) else GO_ON
 
-    def _agreed(self, run: Run, report: StepReport) -> bool:
-        seen = run.world.rank == 0 and self._seen()
+    def _agreed(self, run: Run, report: StepReport) -> int:
+        """What rank 0 has seen, on every rank."""
+        seen = self._seen() if run.world.rank == 0 else GO_ON
         if run.world.size == 1:
             return seen
         # On a GPU, asking waits for the device: then only where the step was measured anyway.
         if run.world.device.type == "cuda" and not report.metrics:
-            return False
-        flag = torch.tensor([float(seen)], device=run.world.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+            return GO_ON
+        told = torch.tensor(float(seen), device=run.world.device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return int(told.item())
 
 
 def spelled(values: Mapping[str, float]) -> str:

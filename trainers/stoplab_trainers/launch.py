@@ -30,7 +30,9 @@ from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.cluster import connected
 from stoplab_trainers.hooks import OnScores, Progress
 from stoplab_trainers.loop import World
-from stoplab_trainers.rank import Leg, Summary, run_rank, summary_of
+from stoplab_trainers.rank import run_rank
+from stoplab_trainers.resuming import Leg
+from stoplab_trainers.summary import Summary, summary_of
 
 log = logging.getLogger("stoplab")
 

@@ -32,7 +32,7 @@ from stoplab_platform.specs import EvaluationSpec, RunSpec, load_spec, parse_ass
 from stoplab_platform.tracking import RunIdentity, drain
 from stoplab_trainers.evaluation import evaluate_checkpoint
 from stoplab_trainers.launch import execute
-from stoplab_trainers.rank import Summary
+from stoplab_trainers.summary import Summary
 
 log = logging.getLogger("stoplab")
 

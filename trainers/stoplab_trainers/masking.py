@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stoplab_platform import masks
 from stoplab_platform.specs import RunSpec
+from stoplab_trainers.hardware import sent
 
 
 class TensorMasks(NamedTuple):
@@ -18,11 +19,17 @@ class TensorMasks(NamedTuple):
     context: Int64[Tensor, "b k"]
     targets: Int64[Tensor, "b block n"]
 
+    def rows(self, rows: slice) -> TensorMasks:
+        """Those of some images."""
+        return TensorMasks(self.context[rows], self.targets[rows])
 
-def draw_masks(
-    spec: RunSpec, step: int, rows: slice, device: torch.device | str = "cpu"
-) -> TensorMasks:
-    """The masks of ``rows`` of the global batch at ``step`` (from 0)."""
+    def to(self, device: torch.device) -> TensorMasks:
+        """The same on a device."""
+        return TensorMasks(*(sent(index, device) for index in self))
+
+
+def draw_masks(spec: RunSpec, step: int, rows: slice) -> TensorMasks:
+    """The masks of ``rows`` of the global batch at ``step`` (from 0), on the CPU."""
     drawn = masks.draw(
         spec.masking,
         spec.grid,
@@ -31,7 +38,4 @@ def draw_masks(
         batch_size=spec.optim.batch_size,
         rows=rows,
     )
-    return TensorMasks(
-        torch.from_numpy(drawn.context).to(device, non_blocking=True),
-        torch.from_numpy(drawn.targets).to(device, non_blocking=True),
-    )
+    return TensorMasks(torch.from_numpy(drawn.context), torch.from_numpy(drawn.targets))

@@ -17,6 +17,7 @@ from torch import Tensor
 from stoplab_platform import randomness
 from stoplab_platform.randomness import Stream
 from stoplab_platform.specs import RunSpec
+from stoplab_trainers.hardware import sent
 
 MASKED, CONTEXT = 0, 1  # counters of the two noises of a step
 
@@ -65,7 +66,7 @@ def row_keys(
     """The noise stream's keys of ``rows`` of the global batch."""
     index = np.arange(spec.optim.batch_size, dtype=np.int64)[rows]
     keys = randomness.row_keys(spec.seed, Stream.NOISE, step, use, rows=index)
-    return torch.from_numpy(keys.view(np.int64)).to(device)
+    return sent(torch.from_numpy(keys.view(np.int64)), torch.device(device))
 
 
 def normal(keys: Int64[Tensor, " row"], shape: tuple[int, ...]) -> Float[Tensor, "row ..."]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from pydantic import BaseModel
 
-from stoplab_platform.errors import CheckpointError, Fenced, Stopped
+from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.fence import is_fenced
 from stoplab_platform.masks import effective_ratio
-from stoplab_platform.paths import RunFolder, read_json, write_atomic
+from stoplab_platform.paths import RunFolder, write_atomic
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
@@ -29,6 +26,7 @@ from stoplab_trainers.diagnostics.masks import masks_figure
 from stoplab_trainers.diagnostics.probe import first_images
 from stoplab_trainers.diagnostics.telling import starvation, tell
 from stoplab_trainers.diagnostics.watching import PICTURED, Watching, leave_pictures
+from stoplab_trainers.hardware import precision
 from stoplab_trainers.hooks import (
     Evaluating,
     OnScores,
@@ -39,10 +37,10 @@ from stoplab_trainers.hooks import (
     Stopping,
     spelled,
 )
-from stoplab_trainers.loop import Run, StepReport, World, precision, train
-from stoplab_trainers.pairing import PairingRecord
+from stoplab_trainers.loop import Run, StepReport, World, train
+from stoplab_trainers.resuming import Leg, begin, descent
 from stoplab_trainers.scores import Final, Scores
-from stoplab_trainers.weights.start import start_from
+from stoplab_trainers.summary import Summary, left
 
 log = logging.getLogger("stoplab.train")
 
@@ -50,44 +48,6 @@ PRUNED = "PRUNED"
 """The intent of a stop that a sweep's scheduler decided."""
 PLAN_VERSION = 1
 SAMPLER_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Leg:
-    """A part of a run's epochs, which may go on from another run's weights."""
-
-    until_epoch: int
-    """It ends when so many of the run's epochs are done."""
-    after: Path | None = None
-    """Folder of the finished run whose last checkpoint it starts from; None: it starts anew."""
-
-
-class Summary(BaseModel):
-    """What a finished run leaves behind."""
-
-    metrics: dict[str, float]
-    """Final evaluations and the last logged step, by name."""
-    certificate: dict[str, str]
-    """Hashes of what it was fed, for pairing."""
-    facts: dict[str, Any]
-    """Resolved precision, threads, device, data fingerprint, what judged it, versions, and the
-    sha256 of the weights it began from (`init_from`)."""
-    run_digest: str
-    """Identity of its weights."""
-    weights_sha256: str
-    """Hash of the final weights: model and EMA target."""
-    mlflow_run_id: str | None
-    """Its run in MLflow, where that was reached in time."""
-    steps: int
-    """Steps that the weights have seen."""
-    elapsed_s: float
-    """Seconds of this process."""
-
-
-def summary_of(folder: RunFolder) -> Summary | None:
-    """The summary of a finished run, None while it is not finished."""
-    data = read_json(folder.summary)
-    return None if data is None else Summary.model_validate(data)
 
 
 def run_rank(
@@ -103,8 +63,8 @@ def run_rank(
 ) -> Summary | None:
     """Train one rank's part; rank 0 returns the summary, the others None.
 
-    Raises `errors.Stopped` on every rank when the stop file or `RunFolder.prune` asks for it;
-    `errors.Fenced` on rank 0 when a newer attempt owns the job's folder.
+    Raises on every rank: `errors.Stopped` when the stop file or `RunFolder.prune` asks for it;
+    `errors.Fenced` when a newer attempt owns the job's folder.
     """
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
@@ -114,12 +74,12 @@ def run_rank(
     # Machine facts may change between attempts; the weights that go on must not.
     owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
     goes_on = folder.checkpoints.is_dir()
-    given = _start(run, folder, owner, leg)
-    facts = _facts(spec, world, shards) | _descent(leg) | given
+    given = begin(run, folder, owner, leg)
+    facts = _facts(spec, world, shards) | descent(leg) | given
     saving = Saving(folder, owner | given)
     stop_files = [file for file in (stop_file, folder.prune) if file]
     if world.rank > 0:
-        train(run, [Stopping(stop_files, None)])
+        _accompany(run, saving, stop_files)
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
@@ -134,12 +94,12 @@ def run_rank(
             evaluating.catch_up(run)
         # Saved before it is judged: what goes wrong there costs no step.
         train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
+        final = run.state()
         found = _judged(run, scores, folder, tracker)
-        leave_pictures(run, folder, tracker)
-        weights = checkpoint.weights_sha256(_weights(run))
-        tracker.tags({"stoplab.weights_sha256": weights})
+        leave_pictures(run, final["model"], folder, tracker)
+        tracker.tags({"stoplab.weights_sha256": (weights := _hash(final))})
         tracker.finish("FINISHED")
-    return _left(folder, Summary(
+    return left(folder, Summary(
         metrics={**last.metrics, **watching.metrics, **found},
         certificate=run.record.certificate(),
         facts=facts | (scores.facts() if scores else {}),
@@ -151,10 +111,10 @@ def run_rank(
     ))  # fmt: skip
 
 
-def _left(folder: RunFolder, summary: Summary) -> Summary:
-    """The summary, once it lies in the run's folder."""
-    write_atomic(folder.summary, summary.model_dump_json(indent=1) + "\n")
-    return summary
+def _accompany(run: Run, saving: Saving, stop_files: Sequence[Path]) -> None:
+    """What the ranks after 0 do: they train, save and stop with it, and it asks for the end."""
+    train(run, [saving, Stopping(stop_files, saving)])
+    run.state()
 
 
 def _fence(settings: Settings) -> Callable[[], bool]:
@@ -237,72 +197,6 @@ def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def _descent(leg: Leg | None) -> dict[str, Any]:
-    """What the weights of a leg also depend on."""
-    if leg is None:
-        return {}
-    before = summary_of(RunFolder(leg.after)) if leg.after else None
-    after = before.run_digest if before else None
-    return {"until_epoch": leg.until_epoch, "after": after}
-
-
-def _start(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -> dict[str, str]:
-    """Load what the run goes on from; `init_from`: sha256 of the weights it once began from.
-
-    A run that goes on has that from its checkpoint: another file may lie at that path by now.
-    """
-    sha256 = ""
-    run.bad.keep_in(folder.bad_samples, run.world.rank)
-    newest = checkpoint.latest(folder.checkpoints)
-    if newest is not None:
-        given, sha256 = _given(newest), checkpoint.manifest(newest)["sha256"]
-        run.load(*checkpoint.load(newest, identity=owner | given))
-        log.info("resumed at step %d of %d", run.step, run.total_steps)
-    elif leg and leg.after:
-        parent = checkpoint.latest(RunFolder(leg.after).checkpoints)
-        if parent is None:
-            raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
-        given, sha256 = _given(parent), checkpoint.manifest(parent)["sha256"]
-        run.load(*checkpoint.load(parent, identity=None))
-        before = summary_of(RunFolder(leg.after))
-        if before is None or before.steps != run.step:
-            raise CheckpointError(f"{parent} is not the end of the run that {leg.after} holds")
-        log.info("goes on from %s at step %d", leg.after.name, run.step)
-    elif start := run.spec.model.init_from:
-        source = start_from(start, run.model, run.target, run.spec.data.storage)
-        given, sha256 = {"init_from": source.sha256}, source.sha256
-        run.record = PairingRecord(run.model.state_dict())
-        log.info("weights from %s (%s)", start.spelled, source.layout)
-    else:
-        given = {}
-    _agree(run.world, sha256)
-    return given
-
-
-def _given(path: Path) -> dict[str, str]:
-    """What a checkpoint's run began from."""
-    told = checkpoint.manifest(path)["identity"]
-    return {"init_from": told["init_from"]} if "init_from" in told else {}
-
-
-def _agree(world: World, sha256: str) -> None:
-    """CheckpointError on every rank where they go on from unlike files ("": from none).
-
-    Each reads for itself, and nobody would see it later: a folder to which another run still adds
-    checkpoints, a path that is another file on another node, a URL's file that was replaced.
-    """
-    if world.size == 1:
-        return
-    digest = bytearray(bytes.fromhex(sha256) or bytes(32))
-    own = torch.frombuffer(digest, dtype=torch.uint8).to(world.device)
-    each = [torch.empty_like(own) for _ in range(world.size)]
-    dist.all_gather(each, own)
-    found = [bytes(one.tolist()).hex() for one in each]
-    if len(set(found)) > 1:
-        told = ", ".join(f"rank {rank} {one}" for rank, one in enumerate(found))
-        raise CheckpointError(f"the workers found unlike weights to start from; sha256 by {told}")
-
-
 def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:
     """A tag to group by; the spec, what its masks cover, and a picture of them, once."""
     # The scales behind a ratio differ from grid to grid.
@@ -323,7 +217,8 @@ def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: Spoo
     tracker.artifact(picture)
 
 
-def _weights(run: Run) -> dict[str, torch.Tensor]:
-    model = {f"model.{name}": value for name, value in run.model.state_dict().items()}
-    target = {f"target.{name}": value for name, value in run.target.state_dict().items()}
-    return {**model, **target}
+def _hash(state: Mapping[str, Any]) -> str:
+    """Of the final weights."""
+    parts = ("model", "target")
+    named = {f"{part}.{name}": value for part in parts for name, value in state[part].items()}
+    return checkpoint.weights_sha256(named)

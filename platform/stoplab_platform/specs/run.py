@@ -61,8 +61,16 @@ class ComputeSpec(Spec):
     """`auto`: bf16 on GPUs, fp32 on CPUs. Default auto."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the transformer blocks; `auto`: on GPUs only. Default auto."""
-    strategy: Literal["ddp"] = "ddp"
-    """How workers share the model. Default ddp."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How workers share the model: `ddp`: each has all of it. `fsdp`: the student's weights,
+    gradients and moments lie in shards (FSDP2), for models that fit no other way. Checkpoints and
+    results are the same. Default ddp."""
+    accumulate: int = Field(default=1, ge=1, le=2**20)
+    """Parts that a worker's images of a step are computed in, one after another: less memory for
+    activations, the same step up to rounding. Default 1."""
+    activation_checkpointing: bool = False
+    """Compute the blocks' activations again on the way back instead of keeping them: about a
+    quarter more operations, the same gradients. Default false."""
     max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Restarts after failures of one kind, as lost workers or nodes; 0: none at all. Default 3."""
 
@@ -161,12 +169,7 @@ class RunSpec(Spec):
 
     def checks(self) -> Iterator[Problem]:
         """The patch grid fits, the batch divides, the masks can be drawn, the parts exist."""
-        if self.optim.batch_size % self.compute.workers:
-            yield Problem(
-                ("optim", "batch_size"),
-                f"{self.optim.batch_size} must divide by compute.workers ({self.compute.workers})",
-                (("compute", "workers"),),
-            )
+        yield from self._compute_problems()
         if self.evals and self.data.eval_data() is None:
             yield Problem(
                 ("data", "eval"),
@@ -200,6 +203,29 @@ class RunSpec(Spec):
         decided_by = (("masking",), ("data", "image_size"), sets_patch)
         for path, message in infeasible(self.masking, self.grid):
             yield Problem(("masking", *path), message, decided_by)
+
+    def _compute_problems(self) -> Iterator[Problem]:
+        batch, compute = self.optim.batch_size, self.compute
+        if batch % compute.workers:
+            yield Problem(
+                ("optim", "batch_size"),
+                f"{batch} must divide by compute.workers ({compute.workers})",
+                (("compute", "workers"),),
+            )
+        elif (batch // compute.workers) % compute.accumulate:
+            yield Problem(
+                ("compute", "accumulate"),
+                f"{compute.accumulate} must divide the {batch // compute.workers} images of each "
+                "worker (optim.batch_size / compute.workers)",
+                (("optim", "batch_size"), ("compute", "workers")),
+            )
+        if compute.strategy == "fsdp" and not self.objective.averages:
+            yield Problem(
+                ("compute", "strategy"),
+                f"'fsdp' goes with objectives that keep a moving average of the encoder, and "
+                f"{self.objective.kind!r} keeps none; give ddp",
+                (("objective",),),
+            )
 
     def _objective_problems(self, sets_patch: Path) -> Iterator[Problem]:
         objective = self.objective

@@ -33,7 +33,7 @@ def first_masks(
 ) -> TensorMasks:
     """Masks of the first rows at a step as the run trains with them; at most `rows_together`."""
     rows = rows_together(spec) if _is_official(spec) else count
-    drawn = draw_masks(spec, step, slice(0, rows), device)
+    drawn = draw_masks(spec, step, slice(0, rows)).to(torch.device(device))
     return TensorMasks(drawn.context[:count], drawn.targets[:count])
 
 

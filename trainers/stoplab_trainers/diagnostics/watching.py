@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import Tracker, read_series
 from stoplab_trainers.diagnostics.alarm import LEAST, MOVED, Alarm, Collapsed
@@ -86,13 +88,20 @@ class Watching:
         return {MOVED: moved(look, before)} if whole else {}
 
 
-def leave_pictures(run: Run, folder: RunFolder, tracker: Tracker) -> None:
-    """What a finished run's positions, predictions and history look like, as its artifacts."""
+def leave_pictures(
+    run: Run, weights: Mapping[str, Tensor], folder: RunFolder, tracker: Tracker
+) -> None:
+    """What a finished run's positions, predictions and history look like, as its artifacts.
+
+    ``weights`` are the student's, whole: those of the run may lie in shards.
+    """
     if run.last_step < run.total_steps:
         return
     count = min(PREDICTED, rows_together(run.spec))
     images = first_images(run.shards, run.spec.data.image_size, count)
-    subject = Subject(run.spec, run.model, run.target, images, spooled_series(folder))
+    model = run.objective.build(run.spec).to(run.world.device)
+    model.load_state_dict(weights)
+    subject = Subject(run.spec, model, run.target, images, spooled_series(folder))
     # A picture is not worth a trained run, nor the other pictures.
     made = album(subject, folder.artifacts, masks=False, strict=False)
     for picture in made.pictures:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int64
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stoplab_platform.specs.model import VitSizes
+from stoplab_trainers.model.block import Block, through
+from stoplab_trainers.model.linear import linear
 from stoplab_trainers.model.positions import fixed_table
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -41,15 +42,23 @@ class Encoder(nn.Module):
             global_pool="",
             num_classes=0,
             norm_layer=LayerNorm,
+            block_fn=Block,
             weight_init="skip",
         )
         self.vit.pos_embed = fixed_table(sizes.width, self.grid)
 
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], index: Int64[Tensor, "b k"] | None = None
-    ) -> Float[Tensor, "b k d"]:
-        """Tokens after the final norm; with ``index``, of those patches alone."""
-        return cast(Tensor, self.vit.norm(self.vit.blocks(self.embed(images, index))))
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        index: Int64[Tensor, "b k"] | None = None,
+        asked: Int64[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Tokens after the final norm; with ``index``, of those patches, which alone are seen.
+
+        With ``asked``, of those rows, though all are seen: the last block computes no other.
+        """
+        tokens = through(self.vit.blocks, self.embed(images, index), asked)
+        return cast(Tensor, self.vit.norm(tokens))
 
     def embed(
         self, images: Float[Tensor, "b 3 h w"], index: Int64[Tensor, "b k"] | None = None
@@ -69,7 +78,7 @@ class Encoder(nn.Module):
             pixels = patches[row, index // grid, index % grid].flatten(2)
             positions = positions[index]
         proj: nn.Conv2d = self.vit.patch_embed.proj
-        return F.linear(pixels, proj.weight.flatten(1), proj.bias) + positions
+        return linear(pixels, proj.weight.flatten(1), proj.bias) + positions
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """The mean token of the whole image: what the probes see."""

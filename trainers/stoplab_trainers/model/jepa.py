@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers.masking import TensorMasks
+from stoplab_trainers.model.block import picked
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.init import initialise
 from stoplab_trainers.model.predictor import Predictor
@@ -87,13 +88,17 @@ def target_features(
     Each token is normalised over its features (mean 0, variance 1, no weights) in fp32,
     whatever autocast says; with ``pool`` it is one of the map at half the resolution.
     """
-    tokens = target(images)
-    if pool is not None:
-        tokens = low_resolution(tokens, target.grid, pool)
-    row = torch.arange(len(images), device=images.device)[:, None, None]
-    picked = tokens[row, targets_index]
+    wanted = targets_index.flatten(1)
+    if pool is None and wanted.shape[1] < target.grid**2:
+        tokens = target(images, asked=wanted)
+    else:  # blocks that overlap can ask for more rows than there are
+        tokens = target(images)
+        if pool is not None:
+            tokens = low_resolution(tokens, target.grid, pool)
+        tokens = picked(tokens, wanted)
     with torch.autocast(images.device.type, enabled=False):
-        return F.layer_norm(picked.float(), picked.shape[-1:], eps=TARGET_EPS)
+        normal = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=TARGET_EPS)
+    return normal.reshape(*targets_index.shape, -1)
 
 
 def low_resolution(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stoplab_platform.errors import SpecError
 from stoplab_platform.plugins import torch_part
@@ -20,6 +19,7 @@ from stoplab_platform.specs.positions import (
     PositionsSpec,
     StochasticPositions,
 )
+from stoplab_trainers.model.linear import linear
 
 
 def sincos_2d(width: int, grid: int) -> Float[Tensor, "patch width"]:
@@ -92,7 +92,7 @@ class PositionNoise(nn.Module):
         """The displacement noise_std x A n of tokens, from unit noise n."""
         scaled = self.noise_std * unit
         matrix = self.matrix(tied)
-        return scaled if matrix is None else F.linear(scaled, matrix)
+        return scaled if matrix is None else linear(scaled, matrix, None)
 
     def matrix(self, tied: Float[Tensor, "width encoder"]) -> Float[Tensor, "width encoder"] | None:
         """The A of the covariance sigma^2 A A^T; None stands for the identity."""

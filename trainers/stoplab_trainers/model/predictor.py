@@ -6,39 +6,15 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stoplab_platform.specs.positions import PositionsSpec
 from stoplab_trainers.masking import TensorMasks
+from stoplab_trainers.model.block import Block, through
 from stoplab_trainers.model.encoder import LayerNorm
+from stoplab_trainers.model.linear import linear
 from stoplab_trainers.model.positions import fixed_table, learned_table, position_noise
 from stoplab_trainers.randomness import Noise
-
-
-class QueryBlock(Block):
-    """timm's block, which can stop at the rows that are read afterwards."""
-
-    def forward(  # type: ignore[override]
-        self, tokens: Float[Tensor, "row n d"], num_last: int | None = None
-    ) -> Float[Tensor, "row m d"]:
-        """All rows; with ``num_last`` those last ones alone, at their cost.
-
-        They attend to all, so keys and values are computed for all, the rest is not.
-        """
-        if num_last is None:
-            return super().forward(tokens)
-        block: Any = self
-        normed, asking = block.norm1(tokens), tokens[:, -num_last:]
-        qkv, width = block.attn.qkv, tokens.shape[-1]
-        query = F.linear(normed[:, -num_last:], qkv.weight[:width], qkv.bias[:width])
-        key, value = F.linear(normed, qkv.weight[width:], qkv.bias[width:]).chunk(2, dim=-1)
-        heads = block.attn.num_heads
-        query, key, value = (_split(part, heads) for part in (query, key, value))
-        found = F.scaled_dot_product_attention(query, key, value)
-        asking = asking + block.attn.proj(found.transpose(1, 2).flatten(2))
-        return cast(Tensor, asking + block.mlp(block.norm2(asking)))
 
 
 class Predictor(nn.Module):
@@ -82,7 +58,7 @@ class Predictor(nn.Module):
         self.noise = position_noise(positions, encoder_width, width)
         norm_layer: Any = LayerNorm
         self.blocks = nn.ModuleList(
-            QueryBlock(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
+            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
             for _ in range(depth)
         )
         self.norm = LayerNorm(width)
@@ -105,21 +81,20 @@ class Predictor(nn.Module):
         batch, num_blocks, num_target, _ = masked.shape
         context = context[:, None].expand(-1, num_blocks, -1, -1)
         tokens = torch.cat([context, masked], dim=2).flatten(0, 1)
-        *body, last = self.blocks
-        for block in body:
-            tokens = block(tokens)
-        predicted = self.proj(self.norm(last(tokens, num_target)))
-        return cast(Tensor, predicted.reshape(batch, num_blocks, num_target, -1))
+        blocks = cast("list[Block]", list(self.blocks))
+        tokens = self.norm(through(blocks, tokens, num_target))
+        predicted = linear(tokens, self.proj.weight, self.proj.bias)
+        return predicted.reshape(batch, num_blocks, num_target, -1)
 
     def context_tokens(
         self, features: Float[Tensor, "b k d"], masks: TensorMasks, noise: Noise
     ) -> Float[Tensor, "b k width"]:
         """The projected context at its positions."""
-        tokens = self.embed(features) + self.table[masks.context]
+        tokens = linear(features, self.embed.weight, self.embed.bias) + self.table[masks.context]
         if self.noise.on_context:
             assert noise.context is not None, "these positions need noise on the context"
             tokens = tokens + self.noise(noise.context, self.embed.weight)
-        return cast(Tensor, tokens)
+        return tokens
 
     def masked_tokens(self, masks: TensorMasks, noise: Noise) -> Float[Tensor, "b block n width"]:
         """The queries: noised positions of the target patches, and what says "masked"."""
@@ -132,8 +107,3 @@ class Predictor(nn.Module):
             assert noise.masked is not None, "these positions need noise on the masked tokens"
             tokens = tokens + self.noise(noise.masked, self.embed.weight)
         return tokens
-
-
-def _split(tokens: Float[Tensor, "row n d"], heads: int) -> Float[Tensor, "row head n c"]:
-    row, length, width = tokens.shape
-    return tokens.reshape(row, length, heads, width // heads).transpose(1, 2)

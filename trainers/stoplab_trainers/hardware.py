@@ -1,0 +1,54 @@
+"""What is chosen by hardware, how fast it multiplies, and the way of a tensor onto it."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from stoplab_platform.specs import RunSpec
+
+SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices whose product is timed
+TIMES = 10
+
+
+def precision(spec: RunSpec, device: torch.device) -> str:
+    """`fp32` or `bf16`: by hardware unless the spec says so (docs/performance.md has numbers)."""
+    if spec.compute.precision != "auto":
+        return spec.compute.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def compiles(spec: RunSpec, device: torch.device) -> bool:
+    """Whether transformer blocks are compiled: on GPUs, unless the spec says so."""
+    return spec.compute.compile == "on" or (
+        spec.compute.compile == "auto" and device.type == "cuda"
+    )
+
+
+@cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, measured once a process."""
+    side = SIDE[device.type]
+    one, other = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    out = one @ other  # the first one chooses its kernel
+    _wait(device)
+    begin = time.perf_counter()
+    for _ in range(TIMES):
+        torch.mm(one, other, out=out)
+    _wait(device)
+    return TIMES * 2 * side**3 / (time.perf_counter() - begin)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device; the host does not wait until a GPU has it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,122 @@
+"""How several workers train one model: DDP, or FSDP2 with the student's weights in shards.
+
+Under `fsdp` weights, gradients and optimiser of the student lie in shards, block by block; the
+moving average is whole on every rank, so that evaluations need nobody else. Checkpoints hold whole
+tensors under both strategies, and on any number of workers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+from stoplab_trainers.model.block import Block
+from stoplab_trainers.model.jepa import Jepa
+
+
+def distributed(model: Jepa, strategy: str, world: int, device: torch.device) -> nn.Module:
+    """What the step calls in the model's place; under `fsdp` that is the model itself, changed."""
+    if world == 1:
+        return model
+    if strategy == "fsdp":
+        # What the predictor returns is a view, and nobody changes it in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+        mesh = init_device_mesh(device.type, (world,))
+        for block in blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)
+
+
+def blocks(module: nn.Module) -> list[Block]:
+    """The transformer blocks of a module."""
+    return [part for part in module.modules() if isinstance(part, Block)]
+
+
+@contextmanager
+def gradients_summed(student: nn.Module, over_ranks: bool) -> Iterator[None]:
+    """Forward and backward whose gradients are averaged over the ranks, or stay each rank's own."""
+    if isinstance(student, FSDPModule):
+        student.set_requires_gradient_sync(over_ranks)
+        yield
+    elif isinstance(student, DistributedDataParallel) and not over_ranks:
+        with student.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def whole(student: nn.Module) -> Iterator[None]:
+    """Within it, every weight lies whole on every rank, and afterwards what `outside` says.
+
+    All ranks call.
+    """
+    sharded = [part for part in student.modules() if isinstance(part, FSDPModule)]
+    for part in sharded:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in sharded:
+            if part is not student:
+                part.reshard()
+
+
+def outside(student: nn.Module) -> None:
+    """What is outside of the blocks lies whole until the next step; all ranks call.
+
+    Diagnostics that one rank makes read A, the mask token and norms.
+    """
+    if isinstance(student, FSDPModule):
+        student.unshard()
+
+
+def gathered(state: Any) -> Any:
+    """A state with whole tensors in the place of shards; all ranks call."""
+    return tree_map(lambda value: full(value) if isinstance(value, Tensor) else value, state)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor, whole; all ranks call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def fill_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load whole tensors into a model whose weights may lie in shards."""
+    own = model.state_dict()
+    model.load_state_dict({name: _as(own.get(name), value) for name, value in state.items()})
+
+
+def fill_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimiser's whole state; its parameters may lie in shards."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    split = {
+        index: {
+            name: _as(weights[index], value) if isinstance(value, Tensor) and value.ndim else value
+            for name, value in moments.items()
+        }
+        for index, moments in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": split})
+
+
+def _as(like: Tensor | None, value: Tensor) -> Tensor:
+    """This rank's shard of a whole tensor, where its weight lies in shards."""
+    if not isinstance(like, DTensor):
+        return value
+    value = value.to(like.device)
+    # Every rank has read the same checkpoint: nobody needs to send.
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

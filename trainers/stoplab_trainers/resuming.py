@@ -1,0 +1,98 @@
+"""Where a run's weights begin: its own checkpoint, another run's end, a file, or its seed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stoplab_platform.errors import CheckpointError
+from stoplab_platform.paths import RunFolder
+from stoplab_trainers import checkpoint
+from stoplab_trainers.loop import Run, World
+from stoplab_trainers.summary import summary_of
+from stoplab_trainers.weights.start import start_from
+
+log = logging.getLogger("stoplab.train")
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of a run's epochs, which may go on from another run's weights."""
+
+    until_epoch: int
+    """It ends when so many of the run's epochs are done."""
+    after: Path | None = None
+    """Folder of the finished run whose last checkpoint it starts from; None: it starts anew."""
+
+
+def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -> dict[str, str]:
+    """Load what the run goes on from; `init_from`: sha256 of the weights it once began from.
+
+    A run that goes on has that from its checkpoint: another file may lie at that path by now.
+    """
+    sha256 = ""
+    run.bad.keep_in(folder.bad_samples, run.world.rank)
+    newest = checkpoint.latest(folder.checkpoints)
+    if newest is not None:
+        given, sha256 = _given(newest), checkpoint.manifest(newest)["sha256"]
+        run.load(*checkpoint.load(newest, identity=owner | given))
+        log.info("resumed at step %d of %d", run.step, run.total_steps)
+    elif leg and leg.after:
+        parent = checkpoint.latest(RunFolder(leg.after).checkpoints)
+        if parent is None:
+            raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
+        given, sha256 = _given(parent), checkpoint.manifest(parent)["sha256"]
+        run.load(*checkpoint.load(parent, identity=None))
+        before = summary_of(RunFolder(leg.after))
+        if before is None or before.steps != run.step:
+            raise CheckpointError(f"{parent} is not the end of the run that {leg.after} holds")
+        log.info("goes on from %s at step %d", leg.after.name, run.step)
+    elif start := run.spec.model.init_from:
+        model = run.objective.build(run.spec)
+        target = run.objective.target(model.encoder)
+        source = start_from(start, model, target, run.spec.data.storage)
+        given, sha256 = {"init_from": source.sha256}, source.sha256
+        run.begin_from(model, target)
+        log.info("weights from %s (%s)", start.spelled, source.layout)
+    else:
+        given = {}
+    _agree(run.world, sha256)
+    return given
+
+
+def descent(leg: Leg | None) -> dict[str, Any]:
+    """What the weights of a leg also depend on."""
+    if leg is None:
+        return {}
+    before = summary_of(RunFolder(leg.after)) if leg.after else None
+    after = before.run_digest if before else None
+    return {"until_epoch": leg.until_epoch, "after": after}
+
+
+def _given(path: Path) -> dict[str, str]:
+    """What a checkpoint's run began from."""
+    told = checkpoint.manifest(path)["identity"]
+    return {"init_from": told["init_from"]} if "init_from" in told else {}
+
+
+def _agree(world: World, sha256: str) -> None:
+    """CheckpointError on every rank where they go on from unlike files ("": from none).
+
+    Each reads for itself, and nobody would see it later: a folder to which another run still adds
+    checkpoints, a path that is another file on another node, a URL's file that was replaced.
+    """
+    if world.size == 1:
+        return
+    digest = bytearray(bytes.fromhex(sha256) or bytes(32))
+    own = torch.frombuffer(digest, dtype=torch.uint8).to(world.device)
+    each = [torch.empty_like(own) for _ in range(world.size)]
+    dist.all_gather(each, own)
+    found = [bytes(one.tolist()).hex() for one in each]
+    if len(set(found)) > 1:
+        told = ", ".join(f"rank {rank} {one}" for rank, one in enumerate(found))
+        raise CheckpointError(f"the workers found unlike weights to start from; sha256 by {told}")

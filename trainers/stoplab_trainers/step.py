@@ -1,0 +1,91 @@
+"""One training step: schedules, forward, backward, optimiser, moving average.
+
+The order is that of ijepa:src/train.py@52c1ae9. Between logged steps the host waits for no GPU:
+masks are drawn on the CPU, copies do not block, and whether the loss is a number is kept there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stoplab_trainers.data.loader import Batch, normalise
+from stoplab_trainers.data.plan import share
+from stoplab_trainers.hardware import precision
+from stoplab_trainers.loss import penalty
+from stoplab_trainers.masking import TensorMasks, draw_masks
+from stoplab_trainers.optim import set_step, update_ema
+from stoplab_trainers.parallel import full, gradients_summed, whole
+from stoplab_trainers.randomness import draw_noise
+
+if TYPE_CHECKING:  # the loop imports this module
+    from stoplab_trainers.loop import Run
+
+
+class Done(NamedTuple):
+    """What a step leaves to be measured, on the device but for the masks."""
+
+    loss: Float[Tensor, ""]
+    """Mean over this rank's images, without the penalty."""
+    penalty: Float[Tensor, ""] | None
+    targets: list[Float[Tensor, "_ block n d"]]
+    """Of each part that the step was computed in."""
+    masks: TensorMasks
+    """Of this rank's images, on the CPU."""
+    gradient_norm: Float[Tensor, ""]
+
+
+class _Part(NamedTuple):
+    """What one forward and backward leaves."""
+
+    loss: Float[Tensor, ""]
+    penalty: Float[Tensor, ""] | None
+    targets: Float[Tensor, "b block n d"]
+
+
+def train_step(run: Run, batch: Batch) -> Done:
+    """Train on one batch; `run.step` is this step's number already."""
+    set_step(run.optimizer, run.schedules, run.step)
+    masks = draw_masks(run.spec, batch.step, run.rows)
+    run.record.add(run, batch, masks)
+    run.optimizer.zero_grad(set_to_none=True)
+    parts = [_accumulate(run, batch, masks, part) for part in range(run.spec.compute.accumulate)]
+    gradient_norm = nn.utils.clip_grad_norm_(
+        run.model.parameters(), run.spec.optim.clip_grad or math.inf, foreach=True
+    )
+    run.optimizer.step()
+    if run.averages:
+        with whole(run.student):
+            update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))
+    loss = torch.stack([part.loss for part in parts]).mean()
+    run.finite.logical_and_(loss.isfinite())
+    targets = [part.targets for part in parts]
+    return Done(loss, parts[0].penalty, targets, masks, full(gradient_norm))
+
+
+def _accumulate(run: Run, batch: Batch, masks: TensorMasks, part: int) -> _Part:
+    """Add the gradient of one part of this rank's images; the last one sums over the ranks."""
+    spec, device, num_parts = run.spec, run.world.device, run.spec.compute.accumulate
+    own = share(len(batch.images), part, num_parts)
+    masks = masks.rows(own).to(device)
+    _, num_context = masks.context.shape
+    _, num_blocks, num_target = masks.targets.shape
+    rows = slice(run.rows.start + own.start, run.rows.start + own.stop)
+    noise = draw_noise(spec, batch.step, rows, num_context, num_blocks, num_target, device)
+    images = normalise(batch.images[own].to(device, non_blocking=True), run.images)
+    run.images = images
+    with gradients_summed(run.student, over_ranks=part == num_parts - 1):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision(spec, device) == "bf16"):
+            targets = run.objective.targets(run.target, images, masks)
+            predictions = run.student(images, masks, noise)
+        loss = run.objective.loss(predictions, targets)
+        extra = None
+        if spec.optim.a_penalty:
+            extra = penalty(run.model.predictor.embed.weight, spec.optim.a_penalty)
+        total = loss if extra is None else loss + extra
+        (total / num_parts).backward()  # type: ignore[no-untyped-call]
+    return _Part(loss.detach(), None if extra is None else extra.detach(), targets)
