@@ -94,7 +94,7 @@ class TestOverride:
     def test_lists_by_number_and_as_a_whole(self, base: RunSpec) -> None:
         assert applied(base, {"evals.0.k": 5}, RunSpec).plain()["evals"][0]["k"] == 5
         assert applied(base, {"evals.1.kind": "location"}, RunSpec).plain()["evals"][1] == {
-            "kind": "location", "every_epochs": None, "block": None,
+            "kind": "location", "every_epochs": None, "label": None, "block": None,
         }  # fmt: skip
         changed = applied(base, {"masking.target.scale": [0.1, 0.3]}, RunSpec)
         assert changed.plain()["masking"]["target"]["scale"] == [0.1, 0.3]
