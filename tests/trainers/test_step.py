@@ -155,6 +155,7 @@ def test_the_rate_of_matrix_products_is_this_machines() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler warns of what it does itself
 def test_compiled_blocks_compute_the_same(digits: ShardSet) -> None:
     """At two context lengths and more; what a compiler fuses is rounded otherwise."""
     jaxtyping.config.update("jaxtyping_disable", True)  # it cannot trace through the checks

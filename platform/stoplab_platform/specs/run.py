@@ -70,7 +70,7 @@ class ComputeSpec(Spec):
     activations, the same step up to rounding. Default 1."""
     activation_checkpointing: bool = False
     """Compute the blocks' activations again on the way back instead of keeping them: about a
-    quarter more operations, the same gradients. Default false."""
+    fifth more operations, the same gradients. Default false."""
     max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Restarts after failures of one kind, as lost workers or nodes; 0: none at all. Default 3."""
 
