@@ -93,7 +93,8 @@ def run_rank(
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
         # Saved before it is judged: what goes wrong there costs no step.
-        train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
+        with saving:
+            train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
         final = run.state()
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, final["model"], folder, tracker)
