@@ -199,11 +199,16 @@ def test_a_run_that_ends_otherwise_lets_the_write_end(
         held.begun.clear()
         held.may.clear()
         held.let_soon(held.begun)
-        with pytest.raises(ValueError, match="of the run"), Saving(folder, MINE) as saving:
-            saving._writer.begin(step, {}, keep=9)
-            raise ValueError("of the run")
+        with pytest.raises(ValueError, match="of the run"):
+            failing(folder, step)
         assert names(folder.checkpoints) == ["step-00000000"]
     assert "the checkpoint of step 1 was not written" in caplog.text
+
+
+def failing(folder: RunFolder, step: int) -> None:
+    with Saving(folder, MINE) as saving:
+        saving._writer.begin(step, {}, keep=9)
+        raise ValueError("of the run")
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: it waits for a copy in memory, a thread does the rest."""
+"""Checkpoints written beside the training, which waits for a copy in memory only."""
 
 from __future__ import annotations
 
