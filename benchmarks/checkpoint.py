@@ -6,8 +6,8 @@ python benchmarks/checkpoint.py [--json] [--quick]
   `torch.save` of the same state to the same disk does (no sync, no checksum);
 - `of_whole`: the same / those of `checkpoint.save`, which waits for all that a checkpoint needs.
 
-A run of ViT-S/16 after one step: model, moving average and moments, 380 MB. Seconds of the clock, for
-what is waited for is the disk. A write that has begun ends before the next turn, and counts for none.
+A run of ViT-S/16 after one step: model, moving average and moments, 380 MB. Seconds of the clock,
+for what is waited for is the disk. A write that has begun ends before the next turn, uncounted.
 """
 
 from __future__ import annotations

@@ -78,6 +78,18 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def sound(folder: Path) -> Path | None:
+    """The newest whole checkpoint whose weights are all numbers, None where there is none."""
+    for path in _newest_first(folder):
+        try:
+            _, weights = load_weights(path)
+        except CheckpointError:
+            continue
+        if all(value.isfinite().all() for part in weights.values() for value in part.values()):
+            return path
+    return None
+
+
 def meant(run: RunFolder, named: Path | None = None) -> Path:
     """The checkpoint that was named, else the run's newest.
 
