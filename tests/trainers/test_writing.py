@@ -137,12 +137,17 @@ def test_a_save_waits_for_the_one_before_and_says_so(
     writer.begin(1, {"a": torch.zeros(3)}, keep=9)
     assert held.begun.wait(DEADLINE_S)
     waiting = writer.wait
-    monkeypatch.setattr(writer, "wait", lambda: (waits.set(), waiting()))
+
+    def wait() -> None:
+        waits.set()
+        waiting()
+
+    monkeypatch.setattr(writer, "wait", wait)
     held.let_soon(waits)
     with caplog.at_level(logging.WARNING):
         writer.begin(2, {"a": torch.ones(3)}, keep=9)
     assert waits.is_set()
-    assert "until the checkpoint of step 1 was written" in caplog.text
+    assert "s for the checkpoint of step 1 to be written" in caplog.text
     writer.close()
     for step in (1, 2):
         _, state = checkpoint.load(tmp_path / f"step-{step:08d}", identity=MINE)

@@ -156,7 +156,12 @@ def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
 
 def _write(draft: Path, step: int, tensors: dict[str, Any], identity: Mapping[str, str]) -> None:
     with (draft / STATE).open("wb") as file:
-        torch.save(tensors, file)
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # closing its archive, torch hides what the disk said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     told = {

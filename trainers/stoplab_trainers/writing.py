@@ -6,11 +6,14 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
 
 from stoplab_trainers import checkpoint
 from stoplab_trainers.snapshot import Snapshots
+
+MOST_LOST = 3  # saves in a row that find no space
 
 log = logging.getLogger("stoplab.checkpoint")
 
@@ -18,7 +21,8 @@ log = logging.getLogger("stoplab.checkpoint")
 class Writer:
     """Writes checkpoints below a folder, one at a time, in a thread of its own.
 
-    What goes wrong there is raised here, by the next call.
+    What goes wrong there is raised here, by the next call; a full disk only at the third save in a
+    row, or where one waits for the checkpoint.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
@@ -27,6 +31,7 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, "stoplab-checkpoint")
         self._written: Future[Path] | None = None
         self._step = -1  # of the write in flight
+        self._lost = 0  # saves in a row that found no space
 
     def begin(self, step: int, state: dict[str, Any], keep: int) -> None:
         """Start to write a step's state, which may change once this returns.
@@ -41,13 +46,14 @@ class Writer:
     def check(self) -> None:
         """Raise what went wrong, if the write has ended; it does not wait."""
         if self._written is not None and self._written.done():
-            self.wait()
+            self._end()
 
     def wait(self) -> None:
-        """Until the checkpoint is whole and on the disk."""
+        """Until the checkpoint is whole and on the disk; any error is raised, a full disk too."""
         written, self._written = self._written, None
         if written is not None:
             written.result()
+            self._lost = 0
 
     def close(self) -> None:
         """Let the write end and tell the log if it fails: for where another error ends the run."""
@@ -62,13 +68,30 @@ class Writer:
             self.check()
             return
         began = time.monotonic()
-        self.wait()
+        self._end()
         log.warning(
-            "waited %.1f s until the checkpoint of step %d was written: checkpoints come faster "
-            "than the disk takes them",
+            "waited %.1f s for the checkpoint of step %d to be written: they come faster than the "
+            "disk takes them",
             time.monotonic() - began,
             self._step,
         )
+
+    def _end(self) -> None:
+        """Wait; a full disk is only told, for somebody may make room while the run goes on."""
+        try:
+            self.wait()
+        except OSError as error:
+            self._lost += 1
+            if error.errno not in (ENOSPC, EDQUOT) or self._lost == MOST_LOST:
+                raise
+            log.error(
+                "THE CHECKPOINT OF STEP %d IS NOT SAVED: %s. The run goes on, and earlier "
+                "checkpoints stay; make room: it ends when %d in a row are lost, and this was %d",
+                self._step,
+                error,
+                MOST_LOST,
+                self._lost,
+            )
 
     def _write(self, step: int, taken: dict[str, Any], keep: int) -> Path:
         self._snapshots.settle()
