@@ -94,10 +94,13 @@ def keeps_its_spec(store: JobStore, job: Job) -> None:
 
 
 def goes_on(run: RunFolder, killed_at: int, interval: int) -> None:
-    """I4: the run that was killed after a step went on at most one checkpoint interval before."""
+    """I4: the run that was killed after a step went on at most two checkpoint intervals before.
+
+    One, but for a kill in the moment when a checkpoint is being written; only one is at a time.
+    """
     told = re.findall(r"resumed at step (\d+)", run.rank_log(0).read_text())
     resumed_at = int(told[-1]) if told else 0
-    assert resumed_at >= killed_at - interval, f"killed at {killed_at}, resumed at {resumed_at}"
+    assert resumed_at >= killed_at - 2 * interval, f"killed at {killed_at}, resumed at {resumed_at}"
 
 
 def has_logged(run: RunFolder) -> int:

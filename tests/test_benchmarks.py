@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-CASES = {"step": ["step", "utilisation"], "masks": ["masks"], "metrics": ["metrics"]}
+CASES = {
+    "step": ["step", "utilisation"], "masks": ["masks"], "metrics": ["metrics"],
+    "checkpoint": ["checkpoint", "of_whole"],
+}  # fmt: skip
 
 
 @pytest.fixture

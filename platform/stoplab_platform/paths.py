@@ -64,6 +64,11 @@ class RunFolder:
         return self.root / "alarm.json"
 
     @property
+    def divergence(self) -> Path:
+        """Present when a run's loss was no number: what is known of the steps that led there."""
+        return self.root / "divergence.json"
+
+    @property
     def summary(self) -> Path:
         """Final metrics, digests and certificate of a run that ended well."""
         return self.root / "summary.json"

@@ -78,6 +78,18 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
+def sound(folder: Path) -> Path | None:
+    """The newest whole checkpoint whose weights are all numbers, None where there is none."""
+    for path in _newest_first(folder):
+        try:
+            _, weights = load_weights(path)
+        except CheckpointError:
+            continue
+        if all(value.isfinite().all() for part in weights.values() for value in part.values()):
+            return path
+    return None
+
+
 def meant(run: RunFolder, named: Path | None = None) -> Path:
     """The checkpoint that was named, else the run's newest.
 
@@ -144,7 +156,12 @@ def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
 
 def _write(draft: Path, step: int, tensors: dict[str, Any], identity: Mapping[str, str]) -> None:
     with (draft / STATE).open("wb") as file:
-        torch.save(tensors, file)
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # closing its archive, torch hides what the disk said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     told = {

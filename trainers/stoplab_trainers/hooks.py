@@ -15,9 +15,9 @@ import torch.distributed as dist
 from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
 from stoplab_platform.tracking import Tracker
-from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import Run, StepReport
 from stoplab_trainers.scores import Scores
+from stoplab_trainers.writing import Writer
 
 log = logging.getLogger("stoplab.train")
 
@@ -133,15 +133,23 @@ class Evaluating:
 class Saving:
     """Checkpoints by the spec's schedule, and always at the last step.
 
-    Every rank has one, for the state is gathered from all; rank 0 writes it.
+    Every rank has one, for the state is gathered from all; rank 0 writes it, beside the training.
+    As a context it lets the write end before the run does, however that ends.
     """
 
     def __init__(self, folder: RunFolder, identity: Mapping[str, str]) -> None:
-        self._folder, self._identity = folder, dict(identity)
+        self._writer = Writer(folder.checkpoints, identity)
         self.saved_step = -1
 
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
     def __call__(self, run: Run, report: StepReport) -> None:
-        """Save, if it is time."""
+        """Save, if it is time; raises what went wrong with the last one."""
+        self._writer.check()
         spec = run.spec.checkpoint
         by_epoch = (
             spec.every_epochs
@@ -149,23 +157,24 @@ class Saving:
             and ((report.epoch + 1) % spec.every_epochs == 0)
         )
         by_step = spec.every_steps and report.step % spec.every_steps == 0
-        if by_epoch or by_step or report.step == report.steps:
+        if report.step == report.steps:
+            self.finish(run)
+        elif by_epoch or by_step:
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Save now, unless this step is saved already."""
+        """Begin to save what the run is now, unless this step is saved already."""
         if self.saved_step == run.step:
             return
-        tensors = run.state()
+        state = run.state()
         if run.world.rank == 0:
-            checkpoint.save(
-                self._folder.checkpoints,
-                step=run.step,
-                tensors=tensors,
-                identity=self._identity,
-                keep=run.spec.checkpoint.keep,
-            )
+            self._writer.begin(run.step, state, run.spec.checkpoint.keep)
         self.saved_step = run.step
+
+    def finish(self, run: Run) -> None:
+        """Save, and return once that is whole and on the disk."""
+        self.save(run)
+        self._writer.wait()
 
 
 class Stopping:
@@ -190,7 +199,7 @@ class Stopping:
             return
         if heard == LOST:
             raise Fenced(f"a newer attempt owns the job's folder; this one ends at {run.step}")
-        self._saving.save(run)
+        self._saving.finish(run)
         wishes = [wish for wish in map(read_json, self._files) if wish is not None]
         raise Stopped(str(wishes[0]["intent"]) if wishes else "CANCELLED", run.step)
 

@@ -88,6 +88,8 @@ class Run:
         self.record = PairingRecord(self.model.state_dict())
         self.finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         """False once a step's loss was no number."""
+        self.checked = 0
+        """The last step after which all losses were known to be numbers."""
         self.student = self._prepared()
         self.optimizer = build_optimizer(self.model, optim)
         self.schedules = Schedules(optim, self.plan.steps_per_epoch)
@@ -126,7 +128,7 @@ class Run:
         self.target.load_state_dict(state["target"])
         fill_optimizer(self.optimizer, state["optimizer"])
         self.record.load(state["record"])
-        self.step = step
+        self.step = self.checked = step
 
     def begin_from(self, model: Jepa, target: nn.Module) -> None:
         """Take other first weights than the seed's."""

@@ -98,6 +98,7 @@ def _checked_loss(run: Run, loss: Float[Tensor, ""]) -> float:
         raise Diverged(f"the loss is {value} at step {run.step}")
     if finite < 1:
         raise Diverged(f"the loss was no number at a step before {run.step}")
+    run.checked = run.step
     return float(value)
 
 

@@ -26,6 +26,7 @@ from stoplab_trainers.diagnostics.masks import masks_figure
 from stoplab_trainers.diagnostics.probe import first_images
 from stoplab_trainers.diagnostics.telling import starvation, tell
 from stoplab_trainers.diagnostics.watching import PICTURED, Watching, leave_pictures
+from stoplab_trainers.divergence import explained
 from stoplab_trainers.hardware import precision
 from stoplab_trainers.hooks import (
     Evaluating,
@@ -93,7 +94,8 @@ def run_rank(
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
         # Saved before it is judged: what goes wrong there costs no step.
-        train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
+        with explained(run, folder), saving:
+            train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
         final = run.state()
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, final["model"], folder, tracker)

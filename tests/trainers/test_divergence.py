@@ -1,0 +1,70 @@
+"""A run whose loss is no number says since when, by which samples, and what can be gone on from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from stoplab_trainers import checkpoint, loop
+from stoplab_trainers.loop import Run, World
+from stoplab_trainers.measure import Diverged
+from stoplab_trainers.rank import run_rank
+from stoplab_trainers.step import Done, train_step
+from support_runs import folder, identity, tiny
+
+BREAKS_AT, EVERY = 67, 10  # the first 50 steps are all logged
+
+
+@pytest.mark.usefixtures("home")
+def test_a_run_that_breaks_names_steps_samples_and_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: dict[int, list[int]] = {}
+    runs: list[Run] = []
+
+    def breaking(run: Run, batch: loop.Batch) -> Done:
+        fed[run.step] = batch.ids.tolist()
+        runs.append(run)
+        done = train_step(run, batch)
+        if run.step >= BREAKS_AT:
+            with torch.no_grad():
+                run.model.predictor.mask_token.fill_(math.nan)
+            run.finite.fill_(False)
+        return done
+
+    monkeypatch.setattr(loop, "train_step", breaking)
+    spec = tiny(
+        evals=[], optim__epochs=5, tracking__log_every_steps=EVERY,
+        checkpoint__every_epochs=None, checkpoint__every_steps=4,
+    )  # fmt: skip
+    run = folder(tmp_path)
+    with pytest.raises(Diverged) as ended:
+        run_rank(spec, run, identity(), World())
+    told = json.loads(run.divergence.read_text())
+    assert told["steps"] == [61, 70]
+    shards = runs[0].shards
+    assert told["samples"] == {
+        str(step): [shards.name(one) for one in fed[step]] for step in range(61, 71)
+    }
+    assert told["message"] in str(ended.value)
+    newest = checkpoint.latest(run.checkpoints)
+    assert newest is not None
+    assert newest.name == "step-00000068", "whole, and good for nothing"
+    assert told["checkpoint"] == "step-00000064"
+    for words in ("up to step 60", "61 to 70", "divergence.json", "step-00000064"):
+        assert words in str(ended.value)
+
+
+def test_where_no_checkpoint_is_good_there_is_none(tmp_path: Path) -> None:
+    assert checkpoint.sound(tmp_path / "nothing") is None
+    good, bad = ({"model": {"w": torch.tensor([value])}, "target": {}} for value in (1.0, math.inf))
+    for step, state in enumerate((bad, good, good, bad)):
+        checkpoint.save(tmp_path / "some", step=step, tensors=state, identity={}, keep=9)
+    (tmp_path / "some" / "step-00000002" / "state.pt").write_bytes(b"broken")
+    assert checkpoint.sound(tmp_path / "some") == tmp_path / "some" / "step-00000001"
+    checkpoint.save(tmp_path / "bad", step=0, tensors=bad, identity={}, keep=9)
+    assert checkpoint.sound(tmp_path / "bad") is None

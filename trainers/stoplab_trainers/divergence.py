@@ -1,0 +1,43 @@
+"""What is known of a run whose loss is no number any more: since when, and by which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from stoplab_platform.paths import RunFolder, write_json
+from stoplab_trainers import checkpoint
+from stoplab_trainers.loop import Run
+from stoplab_trainers.measure import Diverged
+
+
+@contextmanager
+def explained(run: Run, folder: RunFolder) -> Iterator[None]:
+    """A Diverged that says more, and leaves it all in the run's folder."""
+    try:
+        yield
+    except Diverged as error:
+        found = suspects(run, folder)
+        write_json(folder.divergence, {"message": str(error), **found})
+        first, last = found["steps"]
+        left = found["checkpoint"] or "none"
+        raise Diverged(
+            f"{error}; all losses up to step {first - 1} were numbers. The samples of the steps "
+            f"{first} to {last} are listed in {folder.divergence}; last good checkpoint: {left}"
+        ) from error
+
+
+def suspects(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """First and last step (from 1) since the last one that is known to be good, names of their
+    samples as the plan has them, and the newest checkpoint of numbers."""
+    first, last = run.checked + 1, run.step
+    good = checkpoint.sound(folder.checkpoints)
+    return {
+        "steps": [first, last],
+        "samples": {
+            str(step): [run.shards.name(int(one)) for one in run.plan.ids(step - 1)]
+            for step in range(first, last + 1)
+        },
+        "checkpoint": good.name if good else None,
+    }
