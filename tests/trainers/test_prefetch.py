@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -120,19 +119,27 @@ def test_the_budget_holds_through_whole_epochs(
     for batch in feed:
         assert len(batch.ids) == BATCH
         most = max(most, _bytes(cache))
-    assert most <= budget
+    # One that is read again while the next ones come may stand over it: the log tells that.
+    assert most <= budget + takes[-1]
     assert len(fetched) > 8, "in later epochs again"
     assert set(fetched) == {name(n) for n in range(8)}
 
 
 def _bytes(cache: Path) -> int:
-    """What lies in it, while others add and remove."""
-    total = 0
+    """What lies in it at one moment: others add and remove while it is looked through."""
+    sizes = _sizes(cache)
+    while (again := _sizes(cache)) != sizes:
+        sizes = again
+    return sum(sizes.values())
+
+
+def _sizes(cache: Path) -> dict[Path, int]:
+    sizes = {}
     for place, _, names in os.walk(cache):
-        for name in names:
+        for path in (Path(place, name) for name in names):
             with suppress(FileNotFoundError):
-                total += Path(place, name).stat().st_size
-    return total
+                sizes[path] = path.stat().st_size
+    return sizes
 
 
 @pytest.mark.usefixtures("folder")

@@ -46,7 +46,7 @@ class Snapshots:
         self._buffers = buffers
         self._copied = None
         if any(pinned for _, _, pinned in buffers):
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
         return copy.deepcopy(state, copies)
 
