@@ -96,6 +96,7 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_weights(tmp_path: Path) -> 
     assert resumed.certificate == whole.certificate
 
 
+@pytest.mark.slow
 @pytest.mark.invariant(21)
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path, home: Path) -> None:
     spec = tiny(
