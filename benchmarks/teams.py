@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection, Listener
@@ -83,12 +85,14 @@ def plain(folder: Path, name: str, quick: bool, workers: int, threads: int) -> I
     with ExitStack() as opened:
         listener = opened.enter_context(Listener(str(folder / name)))
         spawning = multiprocessing.get_context("spawn")
+        team = []
         for rank in range(workers):
             args = (listener.address, spec(quick), rank, workers, threads)
             process = spawning.Process(target=obey, args=args, daemon=True)
             process.start()
             opened.callback(process.join, 60)
-        yield opened.enter_context(_gathered(listener, workers))
+            team.append(process)
+        yield opened.enter_context(_gathered(listener, workers, team[0].is_alive))
 
 
 @contextmanager
@@ -101,6 +105,7 @@ def under_ray_train(folder: Path, name: str, quick: bool, threads: int) -> Itera
     ray.cloudpickle.register_pickle_by_value(__import__(__name__))
     with ExitStack() as opened:
         listener = opened.enter_context(Listener(str(folder / name)))
+        os.environ.setdefault("STOPLAB_HOME", str(folder))  # workers want an absolute one
         opened.enter_context(connected())
         told = {"address": listener.address, "spec": spec(quick), "threads": threads}
         trainer = TorchTrainer(
@@ -113,7 +118,7 @@ def under_ray_train(folder: Path, name: str, quick: bool, threads: int) -> Itera
         fit = threading.Thread(target=trainer.fit, daemon=True)
         fit.start()
         opened.callback(fit.join, 60)
-        yield opened.enter_context(_gathered(listener, 1))
+        yield opened.enter_context(_gathered(listener, 1, fit.is_alive))
 
 
 def spec(quick: bool) -> dict[str, Any]:
@@ -122,14 +127,26 @@ def spec(quick: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _gathered(listener: Listener, workers: int) -> Iterator[Team]:
+def _gathered(listener: Listener, workers: int, alive: Callable[[], bool]) -> Iterator[Team]:
     """A team once all are there; they are sent home afterwards."""
-    listener._listener._socket.settimeout(START_S)  # type: ignore[attr-defined]
-    lines = [listener.accept() for _ in range(workers)]
-    team = Team([line for _, line in sorted((line.recv(), line) for line in lines)])
+    lines = [_accepted(listener, alive) for _ in range(workers)]
+    by_rank = {line.recv(): line for line in lines}
+    team = Team([by_rank[rank] for rank in range(workers)])
     try:
         yield team
     finally:
-        for line in lines:
+        for line in team.lines:
             line.send(0)
             line.close()
+
+
+def _accepted(listener: Listener, alive: Callable[[], bool]) -> Connection:
+    """The next worker's line; RuntimeError where none will come."""
+    listener._listener._socket.settimeout(1)  # type: ignore[attr-defined]
+    deadline = time.monotonic() + START_S
+    while alive() and time.monotonic() < deadline:
+        try:
+            return listener.accept()
+        except TimeoutError:
+            continue
+    raise RuntimeError("a worker did not start")
