@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ALL = ("submit", "get_job", "list_jobs", "log_follow", "first_line")
 ALL += ("loader_224", "loader_96", "tar", "step", "masks", "metrics", "checkpoint")
+ALL += ("ray_train", "workers")
 FEW = 4
 """Cases that each get a line of their own; of more the worst is shown."""
 

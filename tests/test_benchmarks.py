@@ -39,6 +39,18 @@ def test_a_quick_look(modules: Any, name: str) -> None:
         assert 0 < low <= result.ratio <= high
 
 
+@pytest.mark.ray
+def test_ray_train_does_the_same(modules: Any) -> None:
+    (result,) = modules("ray_train").results(quick=True)
+    assert (result.name, result.at_most) == ("ray_train", 1.05)
+
+
+@pytest.mark.slow
+def test_workers_do_the_same(modules: Any) -> None:
+    (result,) = modules("workers").results(quick=True)
+    assert (result.name, result.floor) == ("workers", 0.9)
+
+
 def test_losses_that_differ_are_no_result(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     step = modules("step")
     monkeypatch.setattr(step, "TOLERANCE", -1.0)
