@@ -27,18 +27,18 @@ SPEC: dict[str, Any] = {
     "name": "bench",
     "positions": {"kind": "deterministic"},
     "model": {
-        "encoder": "custom", "width": 192, "depth": 6, "heads": 3, "patch_size": 8,
-        "predictor": {"width": 96, "depth": 3},
+        "encoder": "custom", "width": 192, "depth": 3, "heads": 3, "patch_size": 8,
+        "predictor": {"width": 96, "depth": 2},
     },
     "masking": {"kind": "multiblock", "min_keep": 4},
     "data": {"train": "digits", "image_size": 96},
-    "optim": {"epochs": 600, "batch_size": 32},
+    "optim": {"epochs": 600, "batch_size": 16},
     "evals": [],
 }  # fmt: skip
 QUICK = {"model.depth": 1, "model.predictor.depth": 1, "optim.batch_size": 8}
-STEPS, QUICK_STEPS = 5, 2
+STEPS, QUICK_STEPS = 3, 2
 """Of each turn."""
-ROUNDS, QUICK_ROUNDS = 10, 3
+ROUNDS, QUICK_ROUNDS = 8, 3
 START_S = 300.0
 
 
