@@ -40,6 +40,7 @@ def test_a_quick_look(modules: Any, name: str) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_train_does_the_same(modules: Any) -> None:
     (result,) = modules("ray_train").results(quick=True)
     assert (result.name, result.at_most) == ("ray_train", 1.05)

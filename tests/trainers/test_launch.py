@@ -158,6 +158,7 @@ class TestUnderRayTrain:
             assert two_losses[step] == pytest.approx(one_losses[step], rel=1e-5)
         assert "loss" in folder(tmp_path, "two").rank_log(0).read_text()
 
+    @pytest.mark.slow
     def test_a_stop_reaches_all_workers(self, tmp_path: Path) -> None:
         stop = tmp_path / "stop.json"
         write_json(stop, {"intent": "CANCELLED", "deadline_s": 5})

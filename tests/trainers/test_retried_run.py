@@ -57,6 +57,7 @@ def _told_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "PROGRESS_S", 0.0)
 
 
+@pytest.mark.slow
 def test_a_retry_ends_with_the_weights_of_an_undisturbed_run(
     tmp_path: Path, home: Path, mlflow_uri: str
 ) -> None:

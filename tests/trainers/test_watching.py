@@ -283,6 +283,7 @@ class TestCollapse:
                 execute(spec, run, identity())
         assert not run.summary.exists()
 
+    @pytest.mark.slow
     def test_off_says_nothing(self, tmp_path: Path) -> None:
         run = folder(tmp_path)
         execute(tiny(collapse="off", **COLLAPSING), run, identity())
@@ -304,6 +305,7 @@ class TestCollapse:
             "position/location_r2",
         }  # fmt: skip
 
+    @pytest.mark.slow
     def test_features_of_places_alone_are_a_collapse_too(self, tmp_path: Path) -> None:
         """Weights decay to nothing: tokens still differ by their places, images no longer do."""
         run = folder(tmp_path)
