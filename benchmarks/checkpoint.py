@@ -20,23 +20,15 @@ from typing import Any
 
 import torch
 from harness import Result, arguments, compare, tell
+from runs import run_spec
 
 from stoplab_platform.paths import RunFolder
-from stoplab_platform.specs import RunSpec, override, parse
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.hooks import Saving
 from stoplab_trainers.loop import Run, steps
 
-SPEC = {
-    "kind": "pretrain",
-    "name": "bench",
-    "positions": {"kind": "deterministic"},
-    "model": {"encoder": "vit_small_patch16_224", "predictor": {"width": 192, "depth": 6}},
-    "data": {"train": "digits", "image_size": 224},
-    "optim": {"epochs": 600, "batch_size": 2},
-    "evals": [],
-}
+RUN = ("vit_small_patch16_224", {"width": 192, "depth": 6}, 2)
 QUICK = {
     "model.depth": 1, "model.predictor.depth": 1, "data.image_size": 96, "masking.min_keep": 4,
 }  # fmt: skip
@@ -89,7 +81,7 @@ class Sides:
 def results(quick: bool) -> list[Result]:
     """Both cases."""
     torch.set_num_threads(1)
-    spec = parse(RunSpec, override(SPEC, {"checkpoint.keep": 1, **(QUICK if quick else {})}))
+    spec = run_spec(*RUN, {"checkpoint.keep": 1, **(QUICK if quick else {})})
     rounds = QUICK_ROUNDS if quick else ROUNDS
     with tempfile.TemporaryDirectory(prefix="stoplab-bench-") as place:
         run = Run(spec, ShardSet.open("digits", Path(place)))

@@ -17,11 +17,10 @@ from dataclasses import replace
 
 import torch
 from harness import Result, arguments, compare, tell
-from loaders import Spread, closeness, official, ours, pure_decode
+from loaders import LEAST_DB, Spread, closeness, official, ours, pure_decode
 from photos import photos
 
 SIDE = 224
-LEAST_DB = 50
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 from harness import Result, arguments, compare, tell
-from loaders import Spread, closeness, official, ours
+from loaders import LEAST_DB, Spread, closeness, official, ours
 from photos import photos
 
 SIDE = 96
@@ -43,7 +43,7 @@ def measure(number: int, rounds: int) -> tuple[list[Result], Spread]:
             ("full", "full", 1.8, None),
         )
     ]  # fmt: skip
-    near, same = scaled["median"] >= 30, full["min"] >= 50
+    near, same = scaled["median"] >= 30, full["min"] >= LEAST_DB
     return [
         replace(paces[0], passed=paces[0].passed and near),
         replace(paces[1], passed=paces[1].passed and same),

@@ -26,6 +26,7 @@ from stoplab_trainers.data.shards import ShardSet
 
 BATCH = 64
 CROP_SCALE = (0.3, 1.0)
+LEAST_DB = 50  # crops of the same box that are decoded in full agree to so much
 Way = Callable[[], object]
 Spread = dict[str, float]
 

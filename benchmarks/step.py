@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from harness import Result, arguments, compare, tell
 from plain_step import PlainStep
+from runs import run_spec
 
 from stoplab_platform.cost import step_flops
-from stoplab_platform.specs import RunSpec, override, parse
+from stoplab_platform.specs import RunSpec
 from stoplab_trainers.data.loader import Batch, normalise
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run
@@ -31,15 +32,7 @@ from stoplab_trainers.masking import draw_masks
 from stoplab_trainers.model.linear import linear
 from stoplab_trainers.step import train_step
 
-SPEC = {
-    "kind": "pretrain",
-    "name": "bench",
-    "positions": {"kind": "deterministic"},
-    "model": {"encoder": "vit_tiny_patch16_224", "predictor": {"width": 96, "depth": 6}},
-    "data": {"train": "digits", "image_size": 224},
-    "optim": {"epochs": 600, "batch_size": 16},
-    "evals": [],
-}
+RUN = ("vit_tiny_patch16_224", {"width": 96, "depth": 6}, 16)
 QUICK = {
     "model.depth": 2, "model.predictor.depth": 2, "data.image_size": 96, "model.patch_size": 8,
     "optim.batch_size": 8,
@@ -87,7 +80,7 @@ class Sides:
 def results(quick: bool) -> list[Result]:
     """Both cases."""
     torch.set_num_threads(1)
-    spec = parse(RunSpec, override(SPEC, QUICK if quick else {}))
+    spec = run_spec(*RUN, QUICK if quick else {})
     rounds = QUICK_ROUNDS if quick else ROUNDS
     with tempfile.TemporaryDirectory(prefix="stoplab-bench-") as folder:
         sides = Sides(spec, ShardSet.open("digits", Path(folder)))

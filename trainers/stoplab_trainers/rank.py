@@ -221,6 +221,5 @@ def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: Spoo
 
 def _hash(state: Mapping[str, Any]) -> str:
     """Of the final weights."""
-    parts = ("model", "target")
-    named = {f"{part}.{name}": value for part in parts for name, value in state[part].items()}
+    named = {f"{p}.{name}": value for p in checkpoint.WEIGHTS for name, value in state[p].items()}
     return checkpoint.weights_sha256(named)
