@@ -73,19 +73,18 @@ def cover(top: Ints, left: Ints, size: Size, grid: int) -> Bools:
 
 def patches(top: Ints, left: Ints, size: Size, grid: int) -> Ints:
     """Indices of the patches of blocks, ascending: [*block, height * width]."""
-    rows = top[..., None, None] + np.arange(size[0])[:, None]
-    columns = left[..., None, None] + np.arange(size[1])
-    indices: Ints = (rows * grid + columns).reshape(*top.shape, size[0] * size[1])
+    within = (np.arange(size[0])[:, None] * grid + np.arange(size[1])).ravel()
+    indices: Ints = (top * grid + left)[..., None] + within
     return indices
 
 
 class Placed(NamedTuple):
-    """Blocks of some images; patches are bits, eight of a line in a byte."""
+    """Blocks of some images; patches are bits, eight of a column in a byte."""
 
     top: Ints  # of the targets [row, block]
     left: Ints  # likewise
-    hit: Packed  # patches in a target block [row, grid, n]
-    allowed: Packed  # patches of the context block in no target [row, grid, n]
+    hit: Packed  # patches in a target block [row, n, grid]
+    allowed: Packed  # patches of the context block in no target [row, n, grid]
 
 
 def place(draws: NDArray[np.float64], sizes: Sizes, grid: int, *, reach: int = 1) -> Placed:
@@ -102,14 +101,14 @@ def place(draws: NDArray[np.float64], sizes: Sizes, grid: int, *, reach: int = 1
     return Placed(top, left, hit, _packed_cover(down, across, sizes.context, grid) & ~hit)
 
 
-def unpacked(lines: Packed, grid: int) -> Bools:
+def unpacked(covered: Packed, grid: int) -> Bools:
     """Bits as truth values: [row, grid * grid]."""
-    return np.unpackbits(lines, axis=2, count=grid).reshape(len(lines), -1).view(np.bool_)
+    return np.unpackbits(covered, axis=1, count=grid).reshape(len(covered), -1).view(np.bool_)
 
 
-def num_patches(lines: Packed) -> Ints:
+def num_patches(covered: Packed) -> Ints:
     """Patches that are covered, of each image."""
-    counts: Ints = np.bitwise_count(lines).sum(axis=(1, 2), dtype=np.int64)
+    counts: Ints = np.bitwise_count(covered).sum(axis=(1, 2), dtype=np.int64)
     return counts
 
 
@@ -151,12 +150,13 @@ def profile(sizes: Sizes, count: int, grid: int, *, official: bool) -> Profile:
 
 
 def _packed_cover(top: Ints, left: Ints, size: Size, grid: int) -> Packed:
-    """What `cover` tells, packed: [*block, grid, n]. Of a large grid it is gigabytes otherwise."""
-    lines, columns = _strips(size[0], grid), np.packbits(_strips(size[1], grid), axis=1)
+    """What `cover` tells, packed: [*block, n, grid]. Of a large grid it is gigabytes otherwise."""
+    lines, columns = np.packbits(_strips(size[0], grid), axis=1), _strips(size[1], grid)
     covered: Packed = lines[top][..., None] * columns[left][..., None, :]
     return covered
 
 
+@lru_cache(maxsize=1024)
 def _strips(side: int, grid: int) -> Bools:
     """Which lines a block covers that begins at the first, …, or behind the last: [start, line]."""
     ticks, starts = np.arange(grid), np.arange(grid + 1)[:, None]

@@ -21,12 +21,13 @@ from stoplab_platform.mask_blocks import (
     profile,
     unpacked,
 )
-from stoplab_platform.randomness import Keys, uniforms
+from stoplab_platform.randomness import Keys, bits, uniforms
 
 if TYPE_CHECKING:
     from stoplab_platform.specs.masking import BlockSpec, MultiblockMasking, RandomMasking
 
 ATTEMPTS = 1000  # per image; at 5 % odds the chance of needing more is 5e-23
+LAST = np.uint64(2**64 - 1)  # the rank behind every patch that may be kept
 CUT = 1 << 32  # where a row's draws for the cut start, past those of all attempts
 
 
@@ -56,8 +57,8 @@ def fixed_masks(masking: MultiblockMasking, grid: int, sizes: Sizes, keys: Keys)
     count = masking.target.count
     keep = profile(sizes, count, grid, official=False).keep(masking)
     placed = _place_all(masking, grid, sizes, keys, keep)
-    ranks = uniforms(keys, grid * grid, offset=CUT)
-    ranks[~unpacked(placed.allowed, grid)] = 2.0  # sorts behind every allowed patch
+    allowed = unpacked(placed.allowed, grid)
+    ranks = np.where(allowed, bits(keys, grid * grid, offset=CUT), LAST)
     return Drawn(_smallest(ranks, keep), patches(placed.top, placed.left, sizes.target, grid))
 
 
@@ -94,10 +95,10 @@ def _short(placed: Placed, keep: int) -> Ints:
     return np.flatnonzero(num_patches(placed.allowed) < keep)
 
 
-def _smallest(ranks: NDArray[np.float64], keep: int) -> Ints:
-    """Indices of the ``keep`` smallest of each row, ascending."""
-    if keep < ranks.shape[1]:
-        chosen = np.argpartition(ranks, keep, axis=1)[:, :keep]
-    else:
-        chosen = np.broadcast_to(np.arange(keep), ranks.shape)
-    return np.sort(chosen, axis=1)
+def _smallest(ranks: Keys, keep: int) -> Ints:
+    """Indices of the ``keep`` smallest of each row, ascending; they are no two equal."""
+    greatest = np.partition(ranks, keep - 1, axis=1)[:, keep - 1, None]
+    rows, columns = ranks.shape
+    chosen = np.flatnonzero(ranks <= greatest).reshape(rows, keep)
+    chosen -= np.arange(rows)[:, None] * columns
+    return chosen

@@ -47,10 +47,13 @@ def row_keys(seed: int, stream: Stream, *counters: int, rows: NDArray[np.int64])
 
 def uniforms(keys: Keys, count: int, *, offset: int = 0) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) a row, the row's stream read from ``offset``: [row, count]."""
+    return (bits(keys, count, offset=offset) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def bits(keys: Keys, count: int, *, offset: int = 0) -> Keys:
+    """The 64 bits behind each of `uniforms`' numbers: no two of a row are equal."""
     counters = np.arange(offset + 1, offset + count + 1, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        bits = mix(keys[:, None] + counters * np.uint64(GAMMA))
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return mix(keys[:, None] + counters * np.uint64(GAMMA))
 
 
 def mix(value: Keys) -> Keys:
