@@ -12,7 +12,7 @@ from stoplab_platform.references import referred
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
-from stoplab_trainers.hooks import spelled
+from stoplab_trainers.evals.outcome import spelled
 from stoplab_trainers.launch import device_of
 from stoplab_trainers.model.jepa import build_model
 from stoplab_trainers.scores import Scores

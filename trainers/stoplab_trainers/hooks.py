@@ -15,6 +15,7 @@ import torch.distributed as dist
 from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
 from stoplab_platform.tracking import Tracker
+from stoplab_trainers.evals.outcome import spelled
 from stoplab_trainers.loop import Run, StepReport
 from stoplab_trainers.scores import Scores
 from stoplab_trainers.writing import Writer
@@ -221,8 +222,3 @@ class Stopping:
         told = torch.tensor(float(seen), device=run.world.device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         return int(told.item())
-
-
-def spelled(values: Mapping[str, float]) -> str:
-    """Metrics as a line for people."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))

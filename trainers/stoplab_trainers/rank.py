@@ -27,6 +27,7 @@ from stoplab_trainers.diagnostics.probe import first_images
 from stoplab_trainers.diagnostics.telling import starvation, tell
 from stoplab_trainers.diagnostics.watching import PICTURED, Watching, leave_pictures
 from stoplab_trainers.divergence import explained
+from stoplab_trainers.evals.outcome import spelled
 from stoplab_trainers.hardware import precision
 from stoplab_trainers.hooks import (
     Evaluating,
@@ -36,7 +37,6 @@ from stoplab_trainers.hooks import (
     Reporting,
     Saving,
     Stopping,
-    spelled,
 )
 from stoplab_trainers.loop import Run, StepReport, World, train
 from stoplab_trainers.resuming import Leg, begin, descent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,3 +75,8 @@ def interval(per_image: PerImage, of_sums: OfSums | None = None) -> tuple[float,
     found = sums / n if of_sums is None else of_sums(sums)
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def spelled(values: Mapping[str, float]) -> str:
+    """Metrics as a line for people."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))

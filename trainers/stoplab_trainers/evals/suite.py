@@ -7,6 +7,8 @@ fitted on the training split alone, and features are standardised by its statist
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +29,12 @@ from stoplab_trainers.evals.linear import linear
 from stoplab_trainers.evals.linear_sgd import linear_sgd
 from stoplab_trainers.evals.location import location
 from stoplab_trainers.evals.low_shot import listed_rows, low_shot, read_list
-from stoplab_trainers.evals.outcome import Outcome, interval
+from stoplab_trainers.evals.outcome import Outcome, interval, spelled
 from stoplab_trainers.evals.robustness import robustness
 from stoplab_trainers.evals.segmentation import IGNORED, segmentation
 from stoplab_trainers.evals.splits import PARTS, Splits, load_splits
+
+log = logging.getLogger("stoplab.evaluate")
 
 __all__ = ["Bank", "Splits", "evaluate", "load_splits", "outcomes", "pixel_encoder", "scores"]
 
@@ -45,6 +49,7 @@ RUNNERS: dict[str, Callable[[Any, Bank, On, int], Outcome]] = {
     "segmentation": segmentation,
 }
 T = TypeVar("T")
+QUIET_S = 5.0  # a protocol that takes no longer is not spoken of
 SEEDED = ("low_shot", "linear_sgd", "finetune")  # protocols that draw something
 ROWS = TypeAdapter(list[Score])
 FORMAT = 2  # of remembered rows: raise it when they hold more
@@ -100,10 +105,7 @@ def outcomes(
 ) -> list[Outcome]:
     """Every protocol's outcome on one split, with each image's prediction."""
     bank = encoder if isinstance(encoder, Bank) else Bank(encoder, splits)
-    return [
-        _told(protocol, RUNNERS[protocol.kind](protocol, bank, on, seed), splits)
-        for protocol in protocols
-    ]
+    return [_outcome(protocol, bank, splits, on, seed) for protocol in protocols]
 
 
 def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown) -> list[Score]:
@@ -126,6 +128,16 @@ def scored(protocols: Sequence[Protocol], found: Sequence[Outcome], shown: Shown
             )
             rows.append(row)
     return rows
+
+
+def _outcome(protocol: Protocol, bank: Bank, splits: Splits, on: On, seed: int) -> Outcome:
+    began = time.monotonic()
+    found = _told(protocol, RUNNERS[protocol.kind](protocol, bank, on, seed), splits)
+    seconds = time.monotonic() - began
+    if seconds > QUIET_S:
+        told = versioned(protocol), on, seconds, spelled(found.metrics)
+        log.info("%s on %s: %.0f s  %s", *told)
+    return found
 
 
 def _told(protocol: Protocol, found: Outcome, splits: Splits) -> Outcome:
