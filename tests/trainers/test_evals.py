@@ -329,7 +329,7 @@ def test_pixels_are_judged_once_for_a_data_set_and_a_question(tmp_path: Path) ->
     data, cache = EvalDataSpec(train=path, test=path), tmp_path / "cache"
     found = load_splits(data, 16, cache)
     first = judged(pixel_encoder(), found, [KNN])
-    (kept,) = (cache / "pixels").glob("*.json")
+    (kept,) = (cache / "scores").glob("*.json")
     kept.write_text(json.dumps([{**json.loads(kept.read_text())[0], "value": 0.125}]))
     assert judged(pixel_encoder(), found, [KNN]) == {"knn_top1": 0.125}
     assert judged(pixel_encoder(), found, [KNN], on="val") != {"knn_top1": 0.125}
@@ -339,10 +339,10 @@ def test_pixels_are_judged_once_for_a_data_set_and_a_question(tmp_path: Path) ->
     assert judged(Bank(pixel_encoder(), found), found, [KNN]) == {"knn_top1": 0.125}
     told = (evaluate(pixel_encoder(), [KNN], found, on="test", seed=seed) for seed in (1, 2))
     assert list(told) == [{"knn_top1": 0.125}] * 2
-    before = set((cache / "pixels").glob("*.json"))
+    before = set((cache / "scores").glob("*.json"))
     for seed in (1, 2):
         evaluate(pixel_encoder(), [LOW_SHOT], found, on="test", seed=seed)
-    assert len(set((cache / "pixels").glob("*.json")) - before) == 2, "it draws by the seed"
+    assert len(set((cache / "scores").glob("*.json")) - before) == 2, "it draws by the seed"
     kept.unlink()
     assert judged(pixel_encoder(), found, [KNN]) == first
 

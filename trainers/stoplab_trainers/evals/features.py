@@ -71,6 +71,12 @@ class Bank:
         """Where the encoder is."""
         return _device(self.encoder)
 
+    @property
+    def identity(self) -> str | None:
+        """What features and scores may be kept under; None: nothing tells it from others."""
+        name = "pixels" if isinstance(self.encoder, Pixels) else self._name
+        return name and canonical_digest([VERSION, torch.__version__, self.device.type, name])
+
     def features(self, part: Part) -> Features:
         """One row an image: [n, d]."""
         batches = self.split(part).batches
@@ -140,8 +146,7 @@ class Bank:
         def make() -> Features:
             if self._name is None:
                 return run()
-            told = [VERSION, torch.__version__, self.device.type, self._name, what]
-            digest = canonical_digest([*told, self.splits.fingerprint, part])
+            digest = canonical_digest([self.identity, what, self.splits.fingerprint, part])
             return kept(self.splits.cache / "features" / f"{digest}.npy", run)
 
         return self.once((what, part), make)

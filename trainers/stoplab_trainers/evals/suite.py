@@ -52,7 +52,7 @@ T = TypeVar("T")
 QUIET_S = 5.0  # a protocol that takes no longer is not spoken of
 SEEDED = ("low_shot", "linear_sgd", "finetune")  # protocols that draw something
 ROWS = TypeAdapter(list[Score])
-FORMAT = 2  # of remembered rows: raise it when they hold more
+FORMAT = 3  # of remembered rows: raise it when they hold more
 
 
 def evaluate(
@@ -79,20 +79,15 @@ def scores(
 ) -> list[Score]:
     """A row for every metric, under the split ``shown``.
 
-    A `Bank` in the encoder's place keeps what it knows between calls. Raw pixels are judged once
-    for each data set and remembered in the cache: every run asks for the same numbers, whatever
-    its seed unless a protocol draws.
+    A `Bank` in the encoder's place keeps what it knows between calls. What has an identity, as
+    raw pixels have, is judged once by each protocol and remembered in the cache: every run on the
+    same images asks for the pixels' numbers, every arm of a comparison for the same first weights.
     """
-
-    def judge() -> list[Score]:
-        found = outcomes(encoder, protocols, splits, on=on, seed=seed)
-        return scored(protocols, found, shown)
-
-    if not isinstance(encoder.encoder if isinstance(encoder, Bank) else encoder, Pixels):
-        return judge()
-    draws = seed if any(protocol.kind in SEEDED for protocol in protocols) else None
-    asked = [FORMAT, splits.fingerprint, *asked_for(protocols), on, shown, draws]
-    return _remembered(splits.cache / "pixels" / f"{canonical_digest(asked)}.json", judge)
+    bank = encoder if isinstance(encoder, Bank) else Bank(encoder, splits)
+    rows = []
+    for protocol in protocols:
+        rows += _remembered(protocol, bank, splits, on, seed, shown)
+    return rows
 
 
 def outcomes(
@@ -194,7 +189,17 @@ def pixel_encoder() -> FrozenEncoder:
     return Pixels()
 
 
-def _remembered(path: Path, judge: Callable[[], list[Score]]) -> list[Score]:
+def _remembered(
+    protocol: Protocol, bank: Bank, splits: Splits, on: On, seed: int, shown: Shown
+) -> list[Score]:
+    def judge() -> list[Score]:
+        return scored([protocol], outcomes(bank, [protocol], splits, on=on, seed=seed), shown)
+
+    if bank.identity is None:
+        return judge()
+    draws = seed if protocol.kind in SEEDED else None
+    asked = [FORMAT, bank.identity, splits.fingerprint, *asked_for([protocol]), on, shown, draws]
+    path = splits.cache / "scores" / f"{canonical_digest(asked)}.json"
     with locked(path):
         kept = read_json(path)
         if kept is not None:
