@@ -17,8 +17,8 @@ all: check test ## What CI runs: check and test
 demo: $(READY) ## The main job: a paired comparison through the whole local lab
 	$(BIN)/stoplab demo
 
-test: $(READY) ## The tests that fit a laptop
-	$(BIN)/python -m pytest
+test: $(READY) ## The tests that fit a laptop, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY) ## The tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu and not browser"
