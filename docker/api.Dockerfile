@@ -10,7 +10,7 @@ RUN python -m venv /opt/stoplab
 
 RUN --mount=type=bind,source=dist,target=/dist \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
-    pip install --no-cache-dir -c /constraints.txt "stoplab[api] @ file://$(ls /dist/stoplab-*.whl)" \
+    pip install --no-cache-dir -c /constraints.txt "stoplab[api,s3] @ file://$(ls /dist/stoplab-*.whl)" \
  && python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
 
 COPY --chmod=0755 docker/probe.py /usr/local/bin/probe

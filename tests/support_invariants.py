@@ -93,14 +93,15 @@ def keeps_its_spec(store: JobStore, job: Job) -> None:
     assert store.get(job.id).spec == job.spec
 
 
-def goes_on(run: RunFolder, killed_at: int, interval: int) -> None:
-    """I4: the run that was killed after a step went on at most two checkpoint intervals before.
+def goes_on(run: RunFolder, killed_at: int, interval: int, beside: int = 0) -> None:
+    """I4: the run that was killed after a step went on at most one checkpoint interval before.
 
-    One, but for a kill in the moment when a checkpoint is being written; only one is at a time.
+    And, where its state is not small, the steps that were trained ``beside`` one write.
     """
     told = re.findall(r"resumed at step (\d+)", run.rank_log(0).read_text())
     resumed_at = int(told[-1]) if told else 0
-    assert resumed_at >= killed_at - 2 * interval, f"killed at {killed_at}, resumed at {resumed_at}"
+    lost = killed_at - resumed_at
+    assert lost <= interval + beside, f"killed at {killed_at}, resumed at {resumed_at}"
 
 
 def has_logged(run: RunFolder) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import copyfile, copytree
 from typing import Any
 
+from stoplab_platform.elsewhere import adopt_places
 from stoplab_platform.handoff import last_result
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import STUDIES, ReasonCode
@@ -105,6 +106,7 @@ def _kept(run: RunFolder) -> Iterator[Path]:
 
 
 def _link_checkpoints(before: RunFolder, after: RunFolder) -> None:
+    adopt_places(before, after)
     if before.checkpoints.exists():
         copytree(before.checkpoints, after.checkpoints, copy_function=_link, dirs_exist_ok=True)
 

@@ -33,6 +33,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def elsewhere(self) -> Path:
+        """Present where checkpoints lie elsewhere: the places, its own and adopted ones."""
+        return self.root / "checkpoints.json"
+
+    @property
     def spool(self) -> Path:
         """What goes to the tracker, a line each, in order."""
         return self.root / "spool.jsonl"

@@ -211,4 +211,7 @@ def _beside(spec: RunSpec) -> str:
     """What decides the time beside the steps."""
     data = spec.data.eval_data()
     judged = [None if data is None else data.plain(), [one.plain() for one in spec.evals]]
-    return canonical_digest([*judged, spec.optim.epochs, spec.checkpoint.plain()])
+    saved = {
+        name: getattr(spec.checkpoint, name) for name in ("every_epochs", "every_steps", "keep")
+    }
+    return canonical_digest([*judged, spec.optim.epochs, saved])

@@ -6,6 +6,7 @@ summaries, ledgers and reports stay. What an unfinished job may still need stays
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,14 +17,24 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from stoplab_platform.errors import NotFound, RunnerUnavailable, StoreUnavailable
+from stoplab_platform.elsewhere import discard, named, places
+from stoplab_platform.errors import (
+    DataAway,
+    DataError,
+    NotFound,
+    RunnerUnavailable,
+    SettingsError,
+    StoreUnavailable,
+)
 from stoplab_platform.jobs.models import Job, JobQuery
 from stoplab_platform.jobs.states import ACTIVE, TERMINAL, State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import GONE, remove
+from stoplab_platform.paths import GONE, RunFolder, remove
 from stoplab_platform.rounds import Rounds
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import sent_run_ids
+
+log = logging.getLogger("stoplab.retention")
 
 ACTOR = "retention"
 LABEL = "keep"
@@ -45,6 +56,8 @@ class Due:
     """Folders, or of keys the records."""
     job_id: str | None = None
     paths: tuple[Path, ...] = ()
+    urls: tuple[str, ...] = ()
+    """Of checkpoints that lie elsewhere."""
 
 
 class Retention:
@@ -67,6 +80,8 @@ class Retention:
                 continue  # somebody needs it since we looked
             for path in item.paths:
                 remove(path)
+            if item.urls:
+                self._discard(item)
             if item.kind == "logs" and item.job_id is not None:
                 with suppress(NotFound, RunnerUnavailable):  # the runner has a copy of them
                     self._forget(self._store.get(item.job_id))
@@ -84,10 +99,36 @@ class Retention:
             runs = list(folder.each_run())
             if self._is_older(job, days[0]):
                 found += _found("checkpoints", job, [run.checkpoints for run in runs])
+                found += self._elsewhere(job, runs)
             if self._is_older(job, days[1]):
                 found += _found("logs", job, [folder.logs, *(run.logs for run in runs)])
             if found and self._store.heir(job.id, sent_run_ids(folder)) is None:
                 yield from found
+
+    def _elsewhere(self, job: Job, runs: Sequence[RunFolder]) -> Iterator[Due]:
+        """Checkpoints in other places; those that cannot be asked now are left to another day."""
+        known = {place.url for run in runs for place in places(run).all}
+        alone = list(named(runs, self._settings.folders))  # what others need only loses this name
+        try:
+            sizes = [size for one in alone for size in one.sizes(self._settings, job.project)]
+        except (DataAway, DataError, SettingsError, OSError) as error:
+            log.warning("checkpoints of %s are looked at another day: %s", job.id, error)
+            return
+        if known:
+            yield Due("checkpoints", sum(sizes), len(known), job.id, urls=tuple(sorted(known)))
+
+    def _discard(self, item: Due) -> None:
+        """Those of the job's runs, which have none elsewhere from then on."""
+        assert item.job_id is not None
+        runs = list(self._settings.folders.job(item.job_id).each_run())
+        try:
+            left = discard(runs, self._settings, self._store.get(item.job_id).project)
+        except (DataAway, NotFound) as error:
+            left = [str(error)]
+        for sentence in left:
+            log.warning("%s: %s", item.job_id, sentence)
+        for run in runs if not left else ():
+            run.elsewhere.unlink(missing_ok=True)
 
     def _pruned(self, job_id: str, item: Due) -> bool:
         return self._store.prune(

@@ -208,7 +208,7 @@ class Jobs:
         return changed
 
     def delete(self, principal: Principal, job_id: str) -> None:
-        """Hide a finished job and remove its folder; MLflow keeps its runs.
+        """Hide a finished job and remove its folder and checkpoints; MLflow keeps its runs.
 
         IllegalMove while a retry or an extension has not yet taken its runs over, or another
         job may read their weights.
@@ -216,7 +216,9 @@ class Jobs:
         job = self._own(principal, job_id)
         folder = self._settings.folders.job(job.id)
         self._store.hide(job, actor=principal.owner, runs=sent_run_ids(folder))
-        if job.settled or not any(run.spool.exists() for run in folder.each_run()):
+        runs = list(folder.each_run())
+        told = job.settled or not any(run.spool.exists() for run in runs)
+        if told and not any(run.elsewhere.exists() for run in runs):
             with suppress(OSError):  # the settler does it again, and what has to wait
                 remove(folder.root)
         self._wake()

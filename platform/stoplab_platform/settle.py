@@ -1,6 +1,6 @@
 """Tells the tracker how jobs ended: off the reconciler's thread, until it is told.
 
-A deleted job's folder goes after that, for what it logged may still lie there.
+A deleted job's checkpoints and folder go after that, for what it logged may still lie there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from stoplab_platform import logs, tracking
+from stoplab_platform.elsewhere import LEFT, discard
 from stoplab_platform.errors import StoplabError, StoreUnavailable, TrackerUnavailable
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
@@ -27,6 +28,7 @@ STATUSES: dict[State, Status] = {
     State.CANCELLED: "KILLED",
     State.PAUSED: "KILLED",
 }
+ACTOR = "reconciler"
 DRAIN_S = 5.0
 AGAIN_S = 10.0
 """Between two tries while the tracker is away, and before the second try of one job."""
@@ -102,6 +104,14 @@ class Settler:
             return  # it was resumed meanwhile, or deleted; the next round knows
         tracking.finish_runs(uri, job.id, STATUSES[job.state])
         if job.hidden:
-            remove(self._settings.folders.job(job.id).root)
+            self._remove(job)
             self._forget(job)
         self._store.settle(job)
+
+    def _remove(self, job: Job) -> None:
+        """A deleted job's checkpoints, wherever they lie, and its folder, which tells where."""
+        folder = self._settings.folders.job(job.id)
+        for sentence in discard(folder.each_run(), self._settings, job.project):
+            log.warning("%s: %s", job.id, sentence)
+            self._store.record(job.id, actor=ACTOR, verb=LEFT, message=sentence)
+        remove(folder.root)

@@ -54,7 +54,7 @@ class TestKillCostsOneInterval:
         with self.training(path):
             wait_for(lambda: has_logged(run) > 2 * self.EVERY, "some steps", 120)
         killed_at, lines = has_logged(run), run.rank_log(0).read_text().count("  epoch ")
-        with self.training(path, "checkpoint.latest = lambda _: None" if out else ""):
+        with self.training(path, "checkpoint.newest = lambda *_: None" if out else ""):
             wait_for(lambda: run.rank_log(0).read_text().count("  epoch ") > lines, "a step", 120)
         print(f"killed at step {killed_at}, with a checkpoint every {self.EVERY}")
         with fails(out):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from stoplab_platform import remote
 from stoplab_platform.errors import DataAway, DataError, DataMissing
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
-from stoplab_trainers.data import fetch
 from stoplab_trainers.data.build import main as build
 from stoplab_trainers.data.shards import ShardSet
 from support_faults import Faults, faulty
@@ -33,8 +33,8 @@ def s3() -> Iterator[int]:
 @pytest.fixture
 def proxy(s3: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """Between us and the S3 server; we ask again at once, and wait a second for an answer."""
-    monkeypatch.setattr(fetch, "FIRST_S", 0.001)
-    monkeypatch.setattr(fetch, "PART", PART)
+    monkeypatch.setattr(remote, "FIRST_S", 0.001)
+    monkeypatch.setattr(remote, "PART", PART)
     with faulty(s3) as server:
         limits = {"read_timeout": 1, "connect_timeout": 5, "retries": {"max_attempts": 0}}
         options = {**OPTIONS, "endpoint_url": server.url, "config_kwargs": limits}
@@ -128,7 +128,7 @@ def test_a_place_that_never_answers_is_told_to_be_away(
     put: Any, proxy: Faults, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    monkeypatch.setattr(fetch, "TRIES", 2)
+    monkeypatch.setattr(remote, "TRIES", 2)
     shards = opened(cache)
     proxy.faults.extend([503] * 100)
     with pytest.raises(DataAway, match=r"s3://shards/set/part-000000\.tar: .*2 times"):
@@ -175,8 +175,8 @@ def test_a_wrong_checksum_is_fetched_once_more_and_then_refused(
 
 
 def test_http_without_ranges(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_S", 0.001)
-    monkeypatch.setattr(fetch, "PART", PART)
+    monkeypatch.setattr(remote, "FIRST_S", 0.001)
+    monkeypatch.setattr(remote, "PART", PART)
     folder = tmp_path / "set"
     folder.mkdir()
     three_shards(folder)

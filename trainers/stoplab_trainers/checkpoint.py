@@ -1,147 +1,175 @@
 """Checkpoints: whole or not there, checked by their own manifest, kept by number.
 
-A checkpoint is a folder `step-00000120/` with `state.pt` (torch.save of tensors and plain data)
-and `manifest.json` (its sha256 and size, the step, whose it is). It appears by rename, after
-everything in it is on the disk.
+A checkpoint is a state (torch.save of tensors and plain data) and a manifest (its sha256 and size,
+the step, whose it is) under the name of its step, `step-00000120`. Where they lie is a `Store`'s
+matter: the run's folder, or what `checkpoint.url` names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import pickle
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from stoplab_platform.elsewhere import Place, begin_at, place_of, places
 from stoplab_platform.errors import CheckpointError
-from stoplab_platform.paths import CHECKPOINT_MANIFEST as MANIFEST
 from stoplab_platform.paths import RunFolder
+from stoplab_platform.secret_store import Secrets
+from stoplab_platform.settings import Settings
+from stoplab_platform.specs import RunSpec
+from stoplab_trainers.stores.base import Broken, Manifest, Store
+from stoplab_trainers.stores.local import Local
+from stoplab_trainers.stores.objects import Objects
 
 log = logging.getLogger("stoplab.checkpoint")
 
+T = TypeVar("T")
 FORMAT = 1
-STATE = "state.pt"
 WEIGHTS = ("model", "target")
 """Of a run's state."""
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint, as its store knows it; whether it is whole shows when it is read."""
+
+    store: Store
+    name: str
+
+    def __str__(self) -> str:
+        return self.store.spelled(self.name)
+
+    @property
+    def step(self) -> int:
+        """Steps that its run had done."""
+        return int(self.name[5:])
+
+
+Where = Path | Sequence[Store]
+"""Checkpoints of a run: a folder, or several stores, of which the first is written to."""
+
+
+def stores(run: RunFolder) -> list[Store]:
+    """Where a run's checkpoints lie. Raises DataError, SettingsError."""
+    known = places(run)
+    written = [_store(known.own)] if known.own else []
+    return [*written, Local(run.checkpoints), *map(_store, known.adopted)]
+
+
+def note_place(spec: RunSpec, run: RunFolder, job_id: str) -> None:
+    """Say in a run's folder where it writes its checkpoints, for whoever looks for them.
+
+    DataError where nothing can be written there, SettingsError where a secret is missing.
+    """
+    told = spec.checkpoint
+    if told.url is None:
+        begin_at(run, None)
+        return
+    own = place_of(told.url, told.storage or spec.data.storage, job_id, run.root.name)
+    _store(own).probe()
+    begin_at(run, own)
+
+
+def there(where: Where) -> bool:
+    """Whether there is any checkpoint, whole or not."""
+    return any(True for _ in _newest_first(where))
+
+
 def save(
-    folder: Path, *, step: int, tensors: dict[str, Any], identity: Mapping[str, str], keep: int
-) -> Path:
-    """Write the checkpoint of a step below ``folder``, keep the newest ``keep``; its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".step-*"):  # by a writer that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    path = folder / f"step-{step:08d}"
-    if path.exists():
-        if _fault(path) is None:
-            return path
-        shutil.rmtree(path)
-    draft = folder / f".{path.name}.{uuid4().hex[:8]}"
-    draft.mkdir()
-    try:
-        _write(draft, step, tensors, identity)
-        draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    _sync_folder(folder)
-    _retain(folder, step, keep)
-    return path
+    where: Where, *, step: int, tensors: Mapping[str, Any], identity: Mapping[str, str], keep: int
+) -> Saved:
+    """Write the checkpoint of a step, keep the newest ``keep``; it is whole on return."""
+    store, name = _stores(where)[0], f"step-{step:08d}"
+    saved = Saved(store, name)
+    store.tidy()
+    if name in store.names():
+        if _fault(saved) is None:
+            return saved
+        store.remove(name)
+    store.write(name, tensors, {"format": FORMAT, "step": step, "identity": dict(identity)})
+    _retain(store, step, keep)
+    return saved
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None where there is none at all.
+def newest(where: Where, use: Callable[[Saved], T]) -> T | None:
+    """What ``use`` makes of the newest whole checkpoint, None where there is none at all.
 
-    A broken one is passed over with a warning; CheckpointError when all are broken, so that a
-    run never starts again at step 0 without being told to.
+    One that ``use`` finds `Broken` is passed over with a warning; CheckpointError when all are
+    broken, so that a run never starts again at step 0 without being told to.
     """
     broken = []
-    for path in _newest_first(folder):
-        fault = _fault(path)
-        if fault is None:
-            return path
-        log.warning("checkpoint passed over: %s", fault)
-        broken.append(fault)
+    for saved in _newest_first(where):
+        try:
+            return use(saved)
+        except Broken as error:
+            log.warning("checkpoint passed over: %s", error)
+            broken.append(str(error))
     if broken:
         raise CheckpointError(
-            f"every checkpoint in {folder} is broken; move them away to start anew:\n  "
-            + "\n  ".join(broken)
+            f"every checkpoint in {_spelled_places(where)} is broken; move them away to start "
+            "anew:\n  " + "\n  ".join(broken)
         )
     return None
 
 
-def sound(folder: Path) -> Path | None:
+def latest(where: Where) -> Saved | None:
+    """The newest whole checkpoint, read and checked; as `newest`."""
+    return newest(where, _checked)
+
+
+def sound(where: Where) -> Saved | None:
     """The newest whole checkpoint whose weights are all numbers, None where there is none."""
-    for path in _newest_first(folder):
+    for saved in _newest_first(where):
         try:
-            _, weights = load_weights(path)
+            _, weights = load_weights(saved)
         except CheckpointError:
             continue
         if all(value.isfinite().all() for part in weights.values() for value in part.values()):
-            return path
+            return saved
     return None
 
 
-def meant(run: RunFolder, named: Path | None = None) -> Path:
-    """The checkpoint that was named, else the run's newest.
+def meant(run: RunFolder, named: Path | None, use: Callable[[Saved], T]) -> T:
+    """What ``use`` makes of the checkpoint that was named, else of the run's newest whole one.
 
     CheckpointError where there is none, or none is whole.
     """
-    path = named or latest(run.checkpoints)
-    if path is None:
+    found = use(_saved(named)) if named else newest(stores(run), use)
+    if found is None:
         raise CheckpointError(f"no checkpoint in {run.root}")
-    return path
+    return found
 
 
-def load(path: Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[str, Any]]:
+def load(saved: Saved | Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[str, Any]]:
     """Step and state of a checkpoint, on the CPU.
 
-    CheckpointError where it is broken, or belongs to another run than ``identity`` (None: any).
+    Broken where it is not whole, CheckpointError where it belongs to another run than
+    ``identity`` (None: any).
     """
-    return _loaded(path, identity, mapped=False)
+    return _loaded(_saved(saved), identity, mapped=False)
 
 
-def load_weights(path: Path) -> tuple[int, dict[str, Any]]:
+def load_weights(saved: Saved | Path) -> tuple[int, dict[str, Any]]:
     """Step and weights (`model`, `target`) of a checkpoint of any run; CheckpointError.
 
     They are mapped from the file, and the optimiser's state is never read: copy them before the
     file may go.
     """
-    step, state = _loaded(path, None, mapped=True)
+    step, state = _loaded(_saved(saved), None, mapped=True)
     return step, {name: state[name] for name in WEIGHTS}
 
 
-def _loaded(
-    path: Path, identity: Mapping[str, str] | None, *, mapped: bool
-) -> tuple[int, dict[str, Any]]:
-    fault = _fault(path)
-    if fault is not None:
-        raise CheckpointError(fault)
-    told = manifest(path)
-    if identity is not None and told["identity"] != dict(identity):
-        raise CheckpointError(
-            f"{path} belongs to {_spelled(told['identity'])}, "
-            f"this run is {_spelled(dict(identity))}"
-        )
-    try:
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path} holds what cannot be loaded: {error}") from error
-    return int(told["step"]), state
-
-
-def manifest(path: Path) -> dict[str, Any]:
+def manifest(saved: Saved | Path) -> Manifest:
     """What a checkpoint says of itself: format, step, identity, sha256 and size of its state."""
-    told: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-    return told
+    one = _saved(saved)
+    return one.store.manifest(one.name)
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
@@ -154,82 +182,84 @@ def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write(draft: Path, step: int, tensors: dict[str, Any], identity: Mapping[str, str]) -> None:
-    with (draft / STATE).open("wb") as file:
+def _store(place: Place) -> Store:
+    settings = Settings()
+    place.check(settings)
+    folder = place.local()
+    if folder is not None:
+        return Local(folder)
+    options = Secrets(settings).options(place.storage) if place.storage else {}
+    return Objects(place.url, options, settings.folders.cache, settings.cache_bytes)
+
+
+def _stores(where: Where) -> Sequence[Store]:
+    return [Local(where)] if isinstance(where, Path) else where
+
+
+def _saved(saved: Saved | Path) -> Saved:
+    return Saved(Local(saved.parent), saved.name) if isinstance(saved, Path) else saved
+
+
+def _loaded(
+    saved: Saved, identity: Mapping[str, str] | None, *, mapped: bool
+) -> tuple[int, dict[str, Any]]:
+    told = manifest(saved)
+    with saved.store.state(saved.name, told) as path:
+        if identity is not None and told["identity"] != dict(identity):
+            raise CheckpointError(
+                f"{saved} belongs to {_spelled(told['identity'])}, "
+                f"this run is {_spelled(dict(identity))}"
+            )
         try:
-            torch.save(tensors, file)
-        except RuntimeError as error:  # closing its archive, torch hides what the disk said
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-    told = {
-        "format": FORMAT,
-        "step": step,
-        "identity": dict(identity),
-        "sha256": _sha256(draft / STATE),
-        "size": (draft / STATE).stat().st_size,
-    }
-    with (draft / MANIFEST).open("w") as text:
-        json.dump(told, text, indent=1)
-        text.flush()
-        os.fsync(text.fileno())
-    _sync_folder(draft)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"{saved} holds what cannot be loaded: {error}") from error
+    return int(told["step"]), state
 
 
-def _retain(folder: Path, step: int, keep: int) -> None:
+def _retain(store: Store, step: int, keep: int) -> None:
     """Delete what is older than the newest ``keep``, never the one just written.
 
     A later step can only be there when it was broken and the run went back behind it.
     """
     older = []
-    for path in _newest_first(folder):
-        if _step_of(path) <= step:
-            older.append(path)
-        elif _fault(path) is not None:
-            shutil.rmtree(path)
-    for path in older[keep:]:
-        shutil.rmtree(path)
+    for saved in _newest_first([store]):
+        if saved.step <= step:
+            older.append(saved)
+        elif _fault(saved) is not None:
+            store.remove(saved.name)
+    for saved in older[keep:]:
+        store.remove(saved.name)
 
 
-def _newest_first(folder: Path) -> Iterator[Path]:
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
-    yield from sorted(found, key=_step_of, reverse=True)
+def _newest_first(where: Where) -> Iterator[Saved]:
+    """Of one step, the one of the earlier store first."""
+    found = [
+        Saved(store, name)
+        for store in _stores(where)
+        for name in store.names()
+        if name.startswith("step-") and name[5:].isdigit()
+    ]
+    yield from sorted(found, key=lambda saved: saved.step, reverse=True)
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name[5:])
+def _checked(saved: Saved) -> Saved:
+    with saved.store.state(saved.name, manifest(saved)):
+        return saved
 
 
-def _fault(path: Path) -> str | None:
+def _fault(saved: Saved) -> str | None:
     """Why a checkpoint cannot be trusted, None if it can."""
     try:
-        told = manifest(path)
-        size = (path / STATE).stat().st_size
-        if size != told["size"]:
-            return f"{path / STATE} has {size} bytes, not {told['size']}"
-        if _sha256(path / STATE) != told["sha256"]:
-            return f"{path / STATE} does not match its checksum"
-    except FileNotFoundError as error:
-        return f"{error.filename} is missing"
-    except (ValueError, KeyError) as error:
-        return f"{path / MANIFEST} is no manifest: {error!r}"
+        _checked(saved)
+    except Broken as error:
+        return str(error)
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _spelled(identity: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(identity.items())) or "no run"
+
+
+def _spelled_places(where: Where) -> str:
+    return ", ".join(store.spelled("").rstrip("/") for store in _stores(where))

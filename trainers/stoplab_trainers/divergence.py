@@ -32,7 +32,7 @@ def suspects(run: Run, folder: RunFolder) -> dict[str, Any]:
     """First and last step (from 1) since the last one that is known to be good, names of their
     samples as the plan has them, and the newest checkpoint of numbers."""
     first, last = run.checked + 1, run.step
-    good = checkpoint.sound(folder.checkpoints)
+    good = checkpoint.sound(checkpoint.stores(folder))
     return {
         "steps": [first, last],
         "samples": {

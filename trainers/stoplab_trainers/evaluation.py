@@ -63,7 +63,7 @@ def evaluate_checkpoint(
         metrics=metrics,
         certificate={},
         facts={
-            "checkpoint": str(found.path),
+            "checkpoint": found.path,
             "encoder_sha256": found.provenance["encoder_sha256"],
             **scores.facts(),
         },

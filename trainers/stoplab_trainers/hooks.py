@@ -15,6 +15,7 @@ import torch.distributed as dist
 from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
 from stoplab_platform.tracking import Tracker
+from stoplab_trainers import checkpoint
 from stoplab_trainers.evals.outcome import spelled
 from stoplab_trainers.loop import Run, StepReport
 from stoplab_trainers.scores import Scores
@@ -134,12 +135,16 @@ class Evaluating:
 class Saving:
     """Checkpoints by the spec's schedule, and always at the last step.
 
-    Every rank has one, for the state is gathered from all; rank 0 writes it, beside the training.
-    As a context it lets the write end before the run does, however that ends.
+    Every rank has one, for the state is gathered from all; rank 0 writes it, beside the training,
+    and tells the tracker how long that took. As a context it lets the write end before the run
+    does, however that ends.
     """
 
-    def __init__(self, folder: RunFolder, identity: Mapping[str, str]) -> None:
-        self._writer = Writer(folder.checkpoints, identity)
+    def __init__(
+        self, folder: RunFolder, identity: Mapping[str, str], tracker: Tracker | None = None
+    ) -> None:
+        self._writer = Writer(checkpoint.stores(folder), identity)
+        self._tracker = tracker
         self.saved_step = -1
 
     def __enter__(self) -> Saving:
@@ -151,6 +156,7 @@ class Saving:
     def __call__(self, run: Run, report: StepReport) -> None:
         """Save, if it is time; raises what went wrong with the last one."""
         self._writer.check()
+        self._tell()
         spec = run.spec.checkpoint
         by_epoch = (
             spec.every_epochs
@@ -176,6 +182,12 @@ class Saving:
         """Save, and return once that is whole and on the disk."""
         self.save(run)
         self._writer.wait()
+        self._tell()
+
+    def _tell(self) -> None:
+        for one in self._writer.ended() if self._tracker else ():
+            values = {"checkpoint/wait_s": one.wait_s, "checkpoint/write_s": one.write_s}
+            self._tracker.metrics(one.step, values)
 
 
 class Stopping:

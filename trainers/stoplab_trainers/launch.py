@@ -27,6 +27,7 @@ from stoplab_platform.redaction import redacted
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.tracking import RunIdentity
+from stoplab_trainers import checkpoint
 from stoplab_trainers.cluster import connected
 from stoplab_trainers.hooks import OnScores, Progress
 from stoplab_trainers.loop import World
@@ -66,6 +67,7 @@ def execute(
     finished = summary_of(folder)
     if finished is not None:
         return finished
+    checkpoint.note_place(spec, folder, identity.job_id)
     if spec.compute.workers > 1:
         with _watched(folder, on_progress, on_scores):
             return _under_ray_train(spec, folder, identity, stop_file, leg)

@@ -74,13 +74,12 @@ def run_rank(
     run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
     owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
-    goes_on = folder.checkpoints.is_dir()
+    goes_on = checkpoint.there(checkpoint.stores(folder))
     given = begin(run, folder, owner, leg)
     facts = _facts(spec, world, shards) | descent(leg) | given
-    saving = Saving(folder, owner | given)
     stop_files = [file for file in (stop_file, folder.prune) if file]
     if world.rank > 0:
-        _accompany(run, saving, stop_files)
+        _accompany(run, Saving(folder, owner | given), stop_files)
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
@@ -90,6 +89,7 @@ def run_rank(
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
         last, telling = Last(), ProgressFile(folder, on_progress)
         watching = Watching(run, tracker, folder)
+        saving = Saving(folder, owner | given, tracker)
         stopping = Stopping(stop_files, saving, _fence(settings))
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)

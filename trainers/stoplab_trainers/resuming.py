@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,27 @@ def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -
     """
     sha256 = ""
     run.bad.keep_in(folder.bad_samples, run.world.rank)
-    newest = checkpoint.latest(folder.checkpoints)
-    if newest is not None:
-        given, sha256 = _given(newest), checkpoint.manifest(newest)["sha256"]
-        run.load(*checkpoint.load(newest, identity=owner | given))
+
+    def go_on(saved: checkpoint.Saved, mine: bool = True) -> tuple[dict[str, str], str]:
+        given, sha256 = _given(saved), checkpoint.manifest(saved)["sha256"]
+        run.load(*checkpoint.load(saved, identity=owner | given if mine else None))
+        return given, sha256
+
+    if found := checkpoint.newest(checkpoint.stores(folder), go_on):
+        given, sha256 = found
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     elif leg and leg.after:
-        parent = checkpoint.latest(RunFolder(leg.after).checkpoints)
-        if parent is None:
+        parent = RunFolder(leg.after)
+        found = checkpoint.newest(checkpoint.stores(parent), partial(go_on, mine=False))
+        if found is None:
             raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
-        given, sha256 = _given(parent), checkpoint.manifest(parent)["sha256"]
-        run.load(*checkpoint.load(parent, identity=None))
-        before = summary_of(RunFolder(leg.after))
+        given, sha256 = found
+        before = summary_of(parent)
         if before is None or before.steps != run.step:
-            raise CheckpointError(f"{parent} is not the end of the run that {leg.after} holds")
+            raise CheckpointError(
+                f"step {run.step}, the newest checkpoint, is not the end of the run that "
+                f"{leg.after} holds"
+            )
         log.info("goes on from %s at step %d", leg.after.name, run.step)
     elif start := run.spec.model.init_from:
         model = run.objective.build(run.spec)
@@ -74,9 +82,9 @@ def descent(leg: Leg | None) -> dict[str, Any]:
     return {"until_epoch": leg.until_epoch, "after": after}
 
 
-def _given(path: Path) -> dict[str, str]:
+def _given(saved: checkpoint.Saved) -> dict[str, str]:
     """What a checkpoint's run began from."""
-    told = checkpoint.manifest(path)["identity"]
+    told = checkpoint.manifest(saved)["identity"]
     return {"init_from": told["init_from"]} if "init_from" in told else {}
 
 

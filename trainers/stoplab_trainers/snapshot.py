@@ -50,6 +50,11 @@ class Snapshots:
             self._copied.record()
         return copy.deepcopy(state, copies)
 
+    @property
+    def bytes(self) -> int:
+        """What the last one takes."""
+        return sum(size for _, size, _ in self._buffers)
+
     def settle(self) -> None:
         """Wait until everything has come from the GPU; any thread may."""
         if self._copied is not None:

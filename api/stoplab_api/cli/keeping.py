@@ -41,7 +41,7 @@ def prune(dry_run: DryRun = False, as_json: AsJson = False) -> None:
     if as_json:
         items = [
             {"kind": item.kind, "job_id": item.job_id, "bytes": item.bytes, "count": item.count,
-             "paths": [str(path) for path in item.paths]}
+             "paths": [*map(str, item.paths), *item.urls]}
             for item in due
         ]  # fmt: skip
         print_json({"dry_run": dry_run, "bytes": freed, "items": items})

@@ -19,6 +19,7 @@ FIELDS = frozenset(
         "model.init_from",
         "model.init_from.path",
         "checkpoint.path",
+        "checkpoint.url",
         "evals.list",
         "protocols.list",
     )

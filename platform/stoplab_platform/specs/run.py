@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from stoplab_platform.errors import Problem
 from stoplab_platform.masks import infeasible
 from stoplab_platform.plugins import versions
 from stoplab_platform.specs.base import Path, Spec, canonical_digest
-from stoplab_platform.specs.data import DataSpec
+from stoplab_platform.specs.data import DataSpec, SecretRef
 from stoplab_platform.specs.evals import KnnEval, LinearEval, Protocol, deeper_than, repeated
 from stoplab_platform.specs.kinds import PluginSpec
 from stoplab_platform.specs.limits import JobLimits
@@ -28,6 +29,10 @@ WEIGHTLESS = (
     "kind", "spec_version", "name", "tracking", "checkpoint", "evals", "compute", "limits",
     "collapse",
 )  # fmt: skip
+WRITABLE = ("file", "s3", "gs", "gcs", "az", "abfs")
+"""Schemes of URLs that checkpoints may be written to."""
+SIGNS = "* ? [ ] { } # and white space"
+PATTERN = re.compile(r"[*?\[\]{}#\s\x00-\x1f\x7f]")
 MOST_PATCHES = 128
 """Patches along one side of an image: attention over more is out of reach."""
 
@@ -81,7 +86,7 @@ class ComputeSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """When to save, how many to keep."""
+    """When to save, how many to keep, and where."""
 
     every_epochs: int | None = Field(default=1, ge=1, le=1_000_000)
     """Save each so many epochs. Default 1."""
@@ -89,6 +94,27 @@ class CheckpointSpec(Spec):
     """Save each so many steps as well. Default null."""
     keep: int = Field(default=3, ge=1, le=1_000_000)
     """Newest checkpoints kept. Default 3."""
+    url: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """Where they lie, each run below in a folder of its own: a prefix in an object store (`s3://`,
+    `gs://`, `az://`, …) or an absolute path. Default null: the run's folder."""
+    storage: SecretRef | None = None
+    """Credentials and options for `url` (fsspec), as `secret://NAME` of a secret that is a JSON
+    object; null: those of `data.storage`. Default null."""
+
+    def checks(self) -> Iterator[Problem]:
+        """A place that can be written to, and one alone."""
+        if self.url is None:
+            if self.storage is not None:
+                yield Problem(("storage",), "is for checkpoint.url, which is not given")
+            return
+        scheme, sign, rest = self.url.partition("://")
+        if PATTERN.search(self.url):
+            yield Problem(("url",), f"{self.url!r}: give one place, without any of {SIGNS}")
+        elif sign and scheme not in WRITABLE:
+            known = ", ".join(WRITABLE)
+            yield Problem(("url",), f"{self.url!r}: URLs of {known} can be written, no others")
+        elif not (rest if sign else self.url).strip("/"):
+            yield Problem(("url",), f"{self.url!r}: give a bucket or a folder")
 
 
 class TrackingSpec(Spec):

@@ -18,8 +18,8 @@ from threading import Event
 from typing import IO, Any, BinaryIO
 
 from stoplab_platform.errors import DataError
+from stoplab_platform.remote import Options, Remote, copied
 from stoplab_trainers.data.cache import locked, make_room, note_use, replacing
-from stoplab_trainers.data.fetch import Options, Remote, copied
 from stoplab_trainers.data.index import ShardIndex, index_of
 from stoplab_trainers.data.listing import ListedShard
 

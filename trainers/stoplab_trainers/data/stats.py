@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stoplab_platform.exits import Exit
+from stoplab_platform.remote import Options
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_trainers.data.copies import Shard
-from stoplab_trainers.data.fetch import Options
 from stoplab_trainers.data.listing import read_listing, read_rows, rows
 from stoplab_trainers.data.tool import run
 from stoplab_trainers.data.urls import shards_of

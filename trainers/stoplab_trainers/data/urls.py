@@ -14,13 +14,13 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from stoplab_platform.errors import DataError, DataMissing
+from stoplab_platform.remote import Options, Remote
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs.places import is_inside, why_refused
 from stoplab_trainers.data.cache import note_use
 from stoplab_trainers.data.copies import Shard, shard_of
 from stoplab_trainers.data.embedded import embedded_shards, is_embedded
-from stoplab_trainers.data.fetch import Options, Remote
 from stoplab_trainers.data.listing import listed
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")

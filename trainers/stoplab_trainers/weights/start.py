@@ -114,9 +114,12 @@ def opened(ref: CheckpointRef, storage: str | None = None) -> Source:
 
 def _of_run(ref: CheckpointRef, settings: Settings) -> Source:
     found = referred(ref, settings)
-    newest = checkpoint.meant(found.run, found.checkpoint)
-    _, state = checkpoint.load_weights(newest)
-    return Source("checkpoint", checkpoint.manifest(newest)["sha256"], state)
+    return checkpoint.meant(found.run, found.checkpoint, _own)
+
+
+def _own(saved: checkpoint.Saved) -> Source:
+    _, state = checkpoint.load_weights(saved)
+    return Source("checkpoint", checkpoint.manifest(saved)["sha256"], state)
 
 
 def _load_encoder(start: Start, encoder: Encoder, given: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 from stoplab_platform.errors import CheckpointError
 from stoplab_platform.paths import RunFolder, read_json
@@ -26,7 +26,7 @@ class Trained:
     Attributes:
         spec: what was run.
         folder: the run's.
-        path: the checkpoint's.
+        path: the checkpoint's, or its URL.
         step: steps that the weights have seen.
         model: the student.
         target: the EMA encoder, of MAE the student's own: what the probes see, and is exported.
@@ -36,7 +36,7 @@ class Trained:
 
     spec: RunSpec
     folder: RunFolder
-    path: Path
+    path: str
     step: int
     model: Jepa
     target: Encoder
@@ -54,13 +54,12 @@ def open_trained(found: Found) -> Trained:
 
     CheckpointError where there is no whole checkpoint, or no spec beside it.
     """
-    path = checkpoint.meant(found.run, found.checkpoint)
+    path, step, state = checkpoint.meant(found.run, found.checkpoint, _weights)
     if not found.run.spec.exists():
         raise CheckpointError(f"{path} lies outside of its run's folder: {found.run.spec} is away")
     spec = load_spec(found.run.spec)
     if not isinstance(spec, RunSpec):
         raise CheckpointError(f"{found.run.root} belongs to no pretraining run")
-    step, state = checkpoint.load_weights(path)
     objective = objective_of(spec)
     model = objective.build(spec)
     model.load_state_dict(state["model"])
@@ -93,6 +92,10 @@ def open_trained(found: Found) -> Trained:
         final.get("metrics", {}),
         provenance,
     )
+
+
+def _weights(saved: checkpoint.Saved) -> tuple[str, int, dict[str, Any]]:
+    return str(saved), *checkpoint.load_weights(saved)
 
 
 def _job_id(run: RunFolder) -> str | None:

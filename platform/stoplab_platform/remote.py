@@ -1,7 +1,7 @@
-"""Bytes from far away: in parts, tried again with growing waits, whole in the end.
+"""Bytes from and to far away: tried again with growing waits, whole in the end.
 
 Only what may pass is tried again: an answer of 5xx or 429, a slow one, a cut connection. What is
-missing or forbidden is told at once.
+missing or forbidden is told at once. fsspec is imported here alone, and knows the stores.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO
 
@@ -26,7 +28,7 @@ from tenacity import (
 
 from stoplab_platform.errors import DataAway, DataError, DataMissing
 
-log = logging.getLogger("stoplab.data")
+log = logging.getLogger("stoplab.remote")
 
 PART = 8 << 20
 TRIES = 8  # of each part; the waits between them add up to about a minute
@@ -50,10 +52,10 @@ def file_system(name: str, options: Options) -> tuple[AbstractFileSystem, str]:
 
 
 class Remote:
-    """One file of a file system that may fail for a while.
+    """One file, or what lies below a name, of a file system that may fail for a while.
 
-    Raises DataMissing where it is not there, DataError where it may not be read, DataAway when
-    the place does not answer; each names it.
+    Raises DataMissing where it is not there, DataError where it may not be read or written,
+    DataAway when the place does not answer; each names it.
     """
 
     def __init__(self, name: str, options: Options) -> None:
@@ -74,6 +76,29 @@ class Remote:
         """URLs of the files that its name, a pattern, matches, sorted."""
         found = self._asked(self._files.glob, self._path)
         return sorted(self._files.unstrip_protocol(path) for path in found)
+
+    def below(self) -> dict[str, int]:
+        """Bytes of all files below its name, as the place has them now, by path from there."""
+        try:
+            found = self._asked(self._found)
+        except DataMissing:
+            return {}
+        start = len(self._path.rstrip("/")) + 1
+        return {path[start:]: info["size"] for path, info in found.items() if len(path) > start}
+
+    def put(self, file: Path) -> None:
+        """Become a copy of a local file, whole or not at all."""
+        size = file.stat().st_size
+        self._asked(self._put, str(file), size, verb="written")
+
+    def write(self, data: bytes) -> None:
+        """Become a few bytes, whole or not at all."""
+        self._asked(self._files.pipe_file, self._path, data, verb="written")
+
+    def remove(self) -> None:
+        """Take it away; where it is not there, that is well."""
+        with suppress(DataMissing):
+            self._asked(self._files.rm_file, self._path, verb="removed")
 
     def parts(self, size: int | None, given_up: Event) -> Iterator[bytes]:
         """Its bytes in order; ends early, with DataAway, once nobody wants them any more."""
@@ -96,7 +121,18 @@ class Remote:
             raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
         return data
 
-    def _asked(self, question: Any, *words: Any) -> Any:
+    def _found(self) -> dict[str, dict[str, Any]]:
+        self._files.invalidate_cache()
+        found: dict[str, dict[str, Any]] = self._files.find(self._path, detail=True)
+        return found
+
+    def _put(self, file: str, size: int) -> None:
+        self._files.put_file(file, self._path)
+        self._files.invalidate_cache()
+        if (there := self._files.info(self._path)["size"]) != size:
+            raise ConnectionError(f"{there} bytes arrived of {size}")
+
+    def _asked(self, question: Any, *words: Any, verb: str = "read") -> Any:
         try:
             return _retrying(self.name)(question, *words)
         except FileNotFoundError as error:
@@ -104,7 +140,7 @@ class Remote:
         except Exception as error:
             if _may_pass(error):
                 raise DataAway(f"{self.name}: {_said(error)}, {TRIES} times") from error
-            raise DataError(f"{self.name} cannot be read: {_said(error)}") from error
+            raise DataError(f"{self.name} cannot be {verb}: {_said(error)}") from error
 
 
 def copied(remote: Remote, size: int | None, target: BinaryIO, given_up: Event) -> str:
