@@ -67,6 +67,10 @@ class Remote:
         found: dict[str, Any] = self._asked(self._files.info, self._path)
         return found
 
+    def size(self) -> int:
+        """Its bytes, as the place has it now."""
+        return int(self._asked(self._size))
+
     def read(self) -> bytes:
         """All of it, for small ones."""
         data: bytes = self._asked(self._files.cat_file, self._path)
@@ -126,10 +130,13 @@ class Remote:
         found: dict[str, dict[str, Any]] = self._files.find(self._path, detail=True)
         return found
 
+    def _size(self) -> int:
+        self._files.invalidate_cache()
+        return int(self._files.info(self._path)["size"])
+
     def _put(self, file: str, size: int) -> None:
         self._files.put_file(file, self._path)
-        self._files.invalidate_cache()
-        if (there := self._files.info(self._path)["size"]) != size:
+        if (there := self._size()) != size:
             raise ConnectionError(f"{there} bytes arrived of {size}")
 
     def _asked(self, question: Any, *words: Any, verb: str = "read") -> Any:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from stoplab_platform.errors import CheckpointError
-from stoplab_trainers.checkpoint import latest, load, load_weights, save, weights_sha256
+from stoplab_trainers.checkpoint import Saved, latest, load, load_weights, save, weights_sha256
 
 MINE = {"run": "abc"}
 
@@ -35,7 +35,13 @@ def state(number: int = 0) -> dict[str, Any]:
 
 
 def saved(folder: Path, step: int, keep: int = 10) -> Path:
-    return save(folder, step=step, tensors=state(step), identity=MINE, keep=keep)
+    return Path(str(save(folder, step=step, tensors=state(step), identity=MINE, keep=keep)))
+
+
+def newest(folder: Path) -> Path:
+    found = latest(folder)
+    assert isinstance(found, Saved)
+    return Path(str(found))
 
 
 def steps(folder: Path) -> list[int]:
@@ -84,10 +90,10 @@ def test_latest_is_the_newest_whole_one(tmp_path: Path, caplog: pytest.LogCaptur
     assert latest(tmp_path / "nothing") is None
     for step in (9, 100, 20):
         saved(tmp_path, step)
-    assert latest(tmp_path) == tmp_path / "step-00000100"
+    assert newest(tmp_path) == tmp_path / "step-00000100"
     spoil(tmp_path / "step-00000100")
     with caplog.at_level(logging.WARNING):
-        assert latest(tmp_path) == tmp_path / "step-00000020"
+        assert newest(tmp_path) == tmp_path / "step-00000020"
     assert "step-00000100/state.pt does not match its checksum" in caplog.text
 
 
@@ -142,7 +148,7 @@ def test_going_back_behind_a_broken_one_never_loses_what_is_saved_then(tmp_path:
     for step in (10, 20, 30):
         saved(tmp_path, step)
     spoil(tmp_path / "step-00000030")
-    assert latest(tmp_path) == tmp_path / "step-00000020"
+    assert newest(tmp_path) == tmp_path / "step-00000020"
     saved(tmp_path, 25, keep=1)
     assert steps(tmp_path) == [25], "the broken later one goes, not the new one"
     saved(tmp_path, 40)
@@ -182,7 +188,7 @@ def test_a_save_that_is_killed_leaves_the_old_ones_and_nothing_else(tmp_path: Pa
     subprocess.run(command, timeout=120, check=True)
     for stage in STAGES:
         folder = tmp_path / stage
-        assert latest(folder) == folder / "step-00000001"
+        assert newest(folder) == folder / "step-00000001"
         assert list(folder.glob(".step-*")), "killed with a draft on the disk"
         saved(folder, 3)
         names = sorted(path.name for path in folder.iterdir())

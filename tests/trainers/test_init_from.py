@@ -44,9 +44,9 @@ def source(**changes: Any) -> tuple[Jepa, Encoder]:
 def own_checkpoint(root: Path, **changes: Any) -> Path:
     model, target = source(**changes)
     state = {"model": model.state_dict(), "target": target.state_dict()}
-    return checkpoint.save(
-        folder(root, "before").checkpoints, step=5, tensors=state, identity={"run": "x"}, keep=3
-    )
+    before = folder(root, "before").checkpoints
+    made = checkpoint.save(before, step=5, tensors=state, identity={"run": "x"}, keep=3)
+    return Path(str(made))
 
 
 def run_folder(root: Path) -> Path:
@@ -296,4 +296,4 @@ def test_weights_of_other_positions_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"missing: predictor\.mask_token"):
         start_from(Start(path=str(place)), model, target_of(model.encoder))
     with pytest.raises(CheckpointError):
-        checkpoint.meant(folder(tmp_path, "nothing"))
+        checkpoint.meant(folder(tmp_path, "nothing"), None, str)

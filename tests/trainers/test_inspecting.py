@@ -39,7 +39,8 @@ def saved(run: RunFolder, cache: Path, *, gain: float = 1.0, **changes: Any) -> 
     with torch.no_grad():
         begun.model.encoder.vit.norm.weight *= gain
     write_atomic(run.spec, spec.to_yaml())
-    return checkpoint.save(run.checkpoints, step=0, tensors=begun.state(), identity={}, keep=1)
+    made = checkpoint.save(run.checkpoints, step=0, tensors=begun.state(), identity={}, keep=1)
+    return Path(str(made))
 
 
 @pytest.fixture

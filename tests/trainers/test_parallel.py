@@ -48,6 +48,25 @@ def advance(run: Run, count: int) -> list[float]:
     return losses
 
 
+def from_first(state: dict[str, Any], rank: int) -> dict[str, Any]:
+    """What rank 0 has, on every rank: as from a checkpoint."""
+    told = [state if rank == 0 else None]
+    dist.broadcast_object_list(told, 0)
+    assert told[0] is not None
+    return told[0]
+
+
+def has_shards(state: dict[str, Any]) -> list[int]:
+    """Of each rank, how many of the weights and moments it was given whole."""
+    values = [
+        *state["model"].values(),
+        *(m["exp_avg"] for m in state["optimizer"]["state"].values()),
+    ]
+    counts = [0, 0]
+    dist.all_gather_object(counts, sum(value is not None for value in values))
+    return counts
+
+
 def one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -56,7 +75,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     for name, changes in WAYS.items():
         run = Run(tiny(compute__workers=2, **CHANGES, **changes), shards, World(rank, 2))
         losses = advance(run, STEPS)
-        state = copy.deepcopy(run.state())  # the next step changes it in place
+        state = from_first(copy.deepcopy(run.state()), rank)  # the next step changes it in place
         found[name] = {
             "losses": losses,
             "state": state,
@@ -70,6 +89,7 @@ def one_of_two(rank: int, folder: Path) -> None:
         found[name]["crossed"] = advance(crossed, 1)
         found[name]["gone on"] = advance(run, 1)
         found[name]["after"] = copy.deepcopy(run.state()["model"])
+        found[name]["has"] = has_shards(run.state())
         if name == "fsdp":
             found["ends"] = ends(run, folder)
     logged = Run(tiny(compute__workers=2, **WAYS["fsdp"]), shards, World(rank, 2))
@@ -167,6 +187,13 @@ def test_ranks_end_together_and_save_what_lies_in_shards(found: dict[str, Any], 
     step, state = checkpoint.load(newest, identity={"run": "x"})
     assert step == STEPS + 1
     assert furthest(state["model"], found["fsdp"]["after"]) == 0
+
+
+def test_only_the_first_rank_holds_what_was_gathered(found: dict[str, Any]) -> None:
+    """The others would hold a second copy of a model that fits no other way than in shards."""
+    everything, nothing = found["fsdp"]["has"]
+    assert everything == found["ddp"]["has"][0] > 0
+    assert nothing == 0
 
 
 def test_one_rank_alone_can_look_at_the_positions(found: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from stoplab_platform.errors import Stopped
 from stoplab_platform.paths import RunFolder, write_json
-from stoplab_trainers import checkpoint
+from stoplab_trainers import checkpoint, writing
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.hooks import Saving, Stopping
 from stoplab_trainers.loop import Run, StepReport, World, steps
@@ -39,8 +39,9 @@ class Held:
         self.error: Exception | None = None
         self._save = checkpoint.save
         monkeypatch.setattr(checkpoint, "save", self)
+        monkeypatch.setattr(writing, "SMALL_BYTES", 0)  # they are not waited for
 
-    def __call__(self, *args: Any, **options: Any) -> Path:
+    def __call__(self, *args: Any, **options: Any) -> checkpoint.Saved:
         self.begun.set()
         assert self.may.wait(DEADLINE_S)
         if self.error:

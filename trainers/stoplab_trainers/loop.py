@@ -111,12 +111,13 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, but for the spec and the data.
 
-        Whole tensors under every strategy; all ranks call.
+        Whole tensors under every strategy; all ranks call, and what lies in shards has rank 0.
         """
+        kept = self.world.rank == 0
         state = {
-            "model": gathered(self.model.state_dict()),
+            "model": gathered(self.model.state_dict(), kept),
             "target": self.target.state_dict(),
-            "optimizer": gathered(self.optimizer.state_dict()),
+            "optimizer": gathered(self.optimizer.state_dict(), kept),
             "record": self.record.state(),
         }
         outside(self.student)

@@ -84,9 +84,20 @@ def outside(student: nn.Module) -> None:
         student.unshard()
 
 
-def gathered(state: Any) -> Any:
-    """A state with whole tensors in the place of shards; all ranks call."""
-    return tree_map(lambda value: full(value) if isinstance(value, Tensor) else value, state)
+def gathered(state: Any, kept: bool) -> Any:
+    """A state with whole tensors in the place of shards, where it is ``kept``; all ranks call.
+
+    One tensor at a time is whole on the device: it goes to the CPU at once where it is kept, and
+    elsewhere nowhere, None in its place.
+    """
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        whole = value.full_tensor()
+        return whole.cpu() if kept else None
+
+    return tree_map(one, state)
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -123,8 +123,7 @@ class Objects(Store):
     def _fetch(self, name: str, told: Manifest, copy: Path) -> None:
         place, size = self._at(name, told["state"]), told["size"]
         try:
-            there = place.info()["size"]
-            if there != size:
+            if (there := place.size()) != size:
                 raise Broken(f"{place.name} has {there} bytes, not {size}")
             with replacing(copy) as file:
                 make_room(self._cache, file, size, self._budget)
