@@ -20,6 +20,8 @@ from stoplab_platform.elsewhere import places
 from stoplab_platform.errors import DataAway, DataError, Stopped
 from stoplab_platform.paths import RunFolder, read_lines, write_json
 from stoplab_platform.references import Found
+from stoplab_platform.secret_store import Secrets
+from stoplab_platform.settings import Settings
 from stoplab_platform.specs.weights import Start
 from stoplab_trainers import checkpoint
 from stoplab_trainers.launch import execute
@@ -34,7 +36,7 @@ from support_invariants import goes_on, has_logged
 from support_runs import folder, identity, tiny
 from support_s3 import BUCKET, bucket, s3_server
 from support_store import wait_for
-from support_stores import SECRET, Bucket, failing
+from support_stores import SECRET, Bucket, failing, options
 
 EVERY = 7
 REMOTE: dict[str, Any] = {"checkpoint__url": f"s3://{BUCKET}/runs", "checkpoint__storage": SECRET}
@@ -209,28 +211,29 @@ START = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_kill_9_costs_an_interval_and_no_bit_of_the_weights(
     proxy: Faults, tmp_path: Path, home: Path
 ) -> None:
     """Trained, killed and resumed from S3 through 500s, slow answers and cut connections."""
+    Secrets(Settings()).set("bucket", json.dumps(options(proxy, answer_s=20)))
     changes = {**QUICK, "optim__epochs": 4, "checkpoint__every_steps": EVERY}
     whole = execute(tiny(**changes), folder(tmp_path, "whole"), identity())
     path = tmp_path / "spec.yaml"
     path.write_text(tiny(**changes, **REMOTE).to_yaml())
     run = RunFolder(home / "jobs" / "j_killed" / "runs" / "run")
-    proxy.write_faults.extend([500, "slow", "cut", "pass", 503, "slow", "silence", "cut"])
+    proxy.write_faults.extend([500, "slow", "cut", "pass", 503, "slow", "cut"] * 2)
     process = main(path, home)
     try:
-        wait_for(lambda: has_logged(run) > 3 * EVERY or process.poll() is not None, "steps", 300)
+        wait_for(lambda: has_logged(run) > 3 * EVERY or process.poll() is not None, "steps", 900)
         assert process.poll() is None, "it ended before it could be killed"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     killed_at = has_logged(run)
     proxy.write_faults.extend([500, "slow", "cut"])
-    proxy.faults.extend([500, "slow", "cut", 503, "silence"])
-    assert main(path, home).wait(300) == 0
+    proxy.faults.extend([500, "slow", "cut", 503])
+    assert main(path, home).wait(900) == 0
     # A write that takes longer than a second is not waited for: at most the next interval passes.
     goes_on(run, killed_at, EVERY, beside=EVERY)
     assert "resumed at step" in run.rank_log(0).read_text()
