@@ -185,7 +185,9 @@ class Saving:
         self._tell()
 
     def _tell(self) -> None:
-        for one in self._writer.ended() if self._tracker else ():
+        if self._tracker is None:
+            return
+        for one in self._writer.ended():
             values = {"checkpoint/wait_s": one.wait_s, "checkpoint/write_s": one.write_s}
             self._tracker.metrics(one.step, values)
 
