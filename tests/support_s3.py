@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import s3fs
 from moto.server import ThreadedMotoServer
 
@@ -24,6 +25,8 @@ def s3_server() -> Iterator[int]:
     server.start()
     try:
         _, port = server.get_host_and_port()
+        # What earlier servers of this process held is still there.
+        httpx.post(f"http://127.0.0.1:{port}/moto-api/reset").raise_for_status()
         bucket(port).mkdir(BUCKET)
         yield port
     finally:
