@@ -25,6 +25,8 @@ class RayHead:
     """Where it is."""
 
     dashboard: str
+    gcs: int
+    """Port by which nodes and drivers join."""
     token_path: Path
     process: psutil.Process
 
@@ -58,9 +60,10 @@ def ray_head(
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     dashboard = dashboard or free_port()
+    gcs = free_port()
     command = [
         Path(sys.executable).with_name("ray"), "start", "--head", "--block",
-        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={free_port()}",
         f"--dashboard-agent-grpc-port={free_port()}", f"--metrics-export-port={free_port()}",
         f"--runtime-env-agent-port={free_port()}", f"--ray-client-server-port={free_port()}",
@@ -75,7 +78,7 @@ def ray_head(
     runner = RayJobsRunner(f"http://127.0.0.1:{dashboard}", token)
     try:
         wait_for(runner.alive, "Ray's dashboard", 90)
-        yield RayHead(f"http://127.0.0.1:{dashboard}", token, psutil.Process(head.pid))
+        yield RayHead(f"http://127.0.0.1:{dashboard}", gcs, token, psutil.Process(head.pid))
     finally:
         runner.close()
         tree = psutil.Process(head.pid).children(recursive=True)

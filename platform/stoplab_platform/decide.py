@@ -206,7 +206,9 @@ def _ended(job: Job, seen: Seen, patience: Patience, result: Result) -> Iterator
         yield Move(State.FAILED, result.reason_code, result.message)
     else:
         unasked = result.outcome == "STOPPED"
-        reason = ReasonCode.PREEMPTED if unasked else result.reason_code or ReasonCode.WORKER_ERROR
+        reason = result.reason_code or ReasonCode.WORKER_ERROR
+        if unasked and reason in (ReasonCode.USER_REQUEST, ReasonCode.WORKER_ERROR):
+            reason = ReasonCode.PREEMPTED  # it ended itself, having saved: it was given notice
         yield recover(job, seen, patience, reason, result.message, explain=unasked)
 
 

@@ -99,6 +99,15 @@ class RunFolder:
         return self.root / "prune.json"
 
     @property
+    def leave(self) -> Path:
+        """A stop file of the launcher's own: it asks the workers to save and end, and why."""
+        return self.root / "leave.json"
+
+    def place(self, rank: int) -> Path:
+        """Which node a rank is on."""
+        return self.root / "places" / f"{rank}.json"
+
+    @property
     def bad_samples(self) -> Path:
         """Folder of a file a rank that met samples which cannot be read: JSON lines."""
         return self.root / "bad_samples"

@@ -31,6 +31,7 @@ JUDGED = "judged"  # the fact that tells by which images and protocols, options 
 FACTS = ("precision", "threads", "device", "data", JUDGED, PROTOCOLS, "init_from")
 """What a pairing also rests on."""
 PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
+PREEMPTED = "PREEMPTED"  # where the cluster takes a machine of it back
 NAME_ROOM = 90  # characters of a study's name in its runs' names
 
 
@@ -220,6 +221,9 @@ def run_cell(
         identity = dataclasses.replace(identity, parent_run_id=parent)
         summary = execute(run_of(spec, cell), run, identity, stop_file=folder.stop, **told)
     except Stopped as stop:
+        if stop.intent == PREEMPTED and not folder.stop.exists():
+            # Its workers' node goes, and the study does not: it waits for room elsewhere.
+            return run_cell(spec, cell_id, start, execute, on_scores)
         ledger.update(cell_id, **_stopped(run, stop.intent))
     except Fenced:
         raise  # the ledger is a newer attempt's

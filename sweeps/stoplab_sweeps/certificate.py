@@ -64,6 +64,8 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
     """What of a spec, besides the seed, decides each stream."""
     data, optim, compute = run.data, run.optim, run.compute
     official = getattr(run.masking, "sampler", "fixed") == "official"
+    # Crops are hashed worker by worker, or one by one where the number of workers may change.
+    shared = compute.workers if compute.min_workers is None else "one by one"
     schedule = (data.train, data.shuffle, optim.batch_size, optim.epochs)
     return {
         "init": (run.model, run.grid, run.objective.output_width(run.model.sizes())),
@@ -71,7 +73,7 @@ def _decided_by(run: RunSpec) -> dict[str, Any]:
         "init/": (run.positions.parametrization, getattr(run.positions, "covariance", "learned")),
         "samples": schedule,
         "crops": (schedule, data.image_size, data.crop_scale, data.hflip, data.blur,
-                  data.grayscale, compute.workers),  # hashed worker by worker
+                  data.grayscale, shared),
         # The official sampler cuts each worker's masks to the smallest of its own.
         "masks": (schedule, run.masking, run.grid, compute.workers if official else None),
         "precision": (compute.precision, compute.gpus_per_worker > 0),

@@ -98,7 +98,7 @@ class TestWordsAreKept:
         run = run_folder(tmp_path)
         hold = "logging.StreamHandler.flush = lambda _: None" if out else ""
         code = (
-            "import logging, os, pathlib, sys; from stoplab_trainers.launch import rank_log\n"
+            "import logging, os, pathlib, sys; from stoplab_trainers.rank import rank_log\n"
             f"from stoplab_platform.paths import RunFolder\n{hold}\n"
             "with rank_log(RunFolder(pathlib.Path(sys.argv[1])), 3):\n"
             "    logging.getLogger('stoplab.train').info('last words')\n"

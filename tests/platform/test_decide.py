@@ -235,9 +235,17 @@ class TestResults:
         message = f"why; attempt 2 starts in {wait_s} s"
         assert move == Move(State.RECOVERING, ReasonCode(reason), message, next_attempt=True)
 
-    def test_a_stop_that_nobody_asked_for(self) -> None:
-        found = moves(job("RUNNING"), result=result("STOPPED", "USER_REQUEST"))
-        assert found == [(State.RECOVERING, ReasonCode.PREEMPTED)]
+    @pytest.mark.parametrize(
+        ("said", "reason"),
+        [
+            ("USER_REQUEST", "PREEMPTED"),
+            ("PREEMPTED", "PREEMPTED"),
+            ("HEARTBEAT_LOST", "HEARTBEAT_LOST"),  # its supervisor ended it, and it saved
+        ],
+    )
+    def test_a_stop_that_nobody_asked_for(self, said: str, reason: str) -> None:
+        found = moves(job("RUNNING"), result=result("STOPPED", said))
+        assert found == [(State.RECOVERING, ReasonCode(reason))]
 
 
 class TestBudget:

@@ -36,7 +36,7 @@ class TestCause:
         [
             ("KeyError: 'lr'", "RUN_ERROR"),
             ("stoplab_trainers.loop.Diverged: the loss is nan at step 7", "DIVERGED"),
-            ("launch.TrainingFailed: DataMissing: '/x/*.tar' matches no shard", "DATA_MISSING"),
+            ("workers.TrainingFailed: DataMissing: '/x/*.tar' matches no shard", "DATA_MISSING"),
             ("stoplab_platform.errors.DataAway: s3://b/a.tar: 503 Slow Down", "DATA_AWAY"),
             ("OSError: [Errno 28] No space left on device: 'state.pt'", "DISK_FULL"),
             ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.", "GPU_OOM"),

@@ -13,7 +13,7 @@ from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
 from stoplab_trainers.evals.outcome import spelled
-from stoplab_trainers.launch import device_of
+from stoplab_trainers.hardware import device_of
 from stoplab_trainers.model.jepa import build_model
 from stoplab_trainers.scores import Scores
 from stoplab_trainers.summary import Summary

@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.run import ComputeSpec
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices whose product is timed
 TIMES = 10
+
+
+def device_of(compute: ComputeSpec) -> torch.device:
+    """Where a process computes; ValueError where the GPU it asks for is not there."""
+    if compute.gpus_per_worker == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("compute.gpus_per_worker asks for a GPU, and torch sees none here")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def precision(spec: RunSpec, device: torch.device) -> str:

@@ -18,6 +18,7 @@ from stoplab_platform.tracking import Tracker
 from stoplab_trainers import checkpoint
 from stoplab_trainers.evals.outcome import spelled
 from stoplab_trainers.loop import Run, StepReport
+from stoplab_trainers.notice import PREEMPTED
 from stoplab_trainers.scores import Scores
 from stoplab_trainers.writing import Writer
 
@@ -28,7 +29,7 @@ OnScores = Callable[[int, Mapping[str, float]], None]
 """Hears of each scheduled evaluation: epochs that have ended, validation scores."""
 QUIET_S = 5.0  # seconds between two lines of a run's log
 PROGRESS_S = 0.5  # seconds between two writes of progress.json
-GO_ON, END, LOST = range(3)  # what a look at the stop files and the owner tells
+GO_ON, LEAVE, END, LOST = range(4)  # what a look at notice, stop files and owner tells
 FENCE_S = 1.0  # seconds between two looks at who owns the job's folder
 
 
@@ -47,7 +48,8 @@ class Reporting:
         if not report.metrics:
             return
         bad = float(run.bad.total())  # of all ranks
-        self._tracker.metrics(report.step, {**report.metrics, "data/bad_samples": bad})
+        beside = {"data/bad_samples": bad, "train/workers": float(run.world.size)}
+        self._tracker.metrics(report.step, {**report.metrics, **beside})
         run.bad.check()
         now = time.monotonic()
         if now - self._spoke_at >= QUIET_S or report.step == report.steps:
@@ -195,7 +197,8 @@ class Saving:
 class Stopping:
     """Obeys stop files: rank 0 reads them, all ranks hear of it, save and end.
 
-    ``fenced`` tells whether the folder is a newer attempt's: then all end, and nothing is saved.
+    So they do when any rank's ``notice`` says that its machine is taken away. ``fenced`` tells
+    whether the folder is a newer attempt's: then all end, and nothing is saved.
     """
 
     def __init__(
@@ -203,8 +206,10 @@ class Stopping:
         files: Sequence[Path],
         saving: Saving,
         fenced: Callable[[], bool] = lambda: False,
+        notice: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._files, self._saving, self._fenced = files, saving, fenced
+        self._files, self._saving = files, saving
+        self._fenced, self._notice = fenced, notice
         self._lost, self._look_at = False, 0.0
 
     def __call__(self, run: Run, report: StepReport) -> None:
@@ -216,7 +221,8 @@ class Stopping:
             raise Fenced(f"a newer attempt owns the job's folder; this one ends at {run.step}")
         self._saving.finish(run)
         wishes = [wish for wish in map(read_json, self._files) if wish is not None]
-        raise Stopped(str(wishes[0]["intent"]) if wishes else "CANCELLED", run.step)
+        unasked = PREEMPTED if heard == LEAVE else "CANCELLED"
+        raise Stopped(str(wishes[0]["intent"]) if wishes else unasked, run.step)
 
     def _seen(self) -> int:
         if time.monotonic() >= self._look_at:
@@ -226,8 +232,8 @@ class Stopping:
         return END if any(file.exists() for file in self._files) else GO_ON
 
     def _agreed(self, run: Run, report: StepReport) -> int:
-        """What rank 0 has seen, on every rank."""
-        seen = self._seen() if run.world.rank == 0 else GO_ON
+        """The most that any rank has seen, on every rank; files are rank 0's to read."""
+        seen = max(self._seen() if run.world.rank == 0 else GO_ON, LEAVE * self._notice())
         if run.world.size == 1:
             return seen
         # On a GPU, asking waits for the device: then only where the step was measured anyway.

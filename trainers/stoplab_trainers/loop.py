@@ -82,6 +82,8 @@ class Run:
         )
         self.bad = BadSamples(shards, spec.data.max_bad_samples, spec.seed)
         self.rows = share(optim.batch_size, self.world.rank, self.world.size)
+        self.num_parts = spec.compute.parts(optim.batch_size, self.world.size)
+        """Parts that this rank's images of a step are computed in."""
         self.objective = objective_of(spec)
         self.model: Jepa = self.objective.build(spec).to(self.world.device)
         self.target = self.objective.target(self.model.encoder)

@@ -42,7 +42,7 @@ class PairingRecord:
         """Record one step's input, if it is among the first or the last hundred; all ranks call."""
         if STEPS <= batch.step < run.total_steps - STEPS:
             return
-        crops = _of_all_ranks(batch.images, run.world)
+        crops = _crops(run, batch.images)
         if run.world.rank > 0:
             return
         parts = {
@@ -92,12 +92,22 @@ def _whole_masks(run: Run, step: int, own: TensorMasks) -> list[torch.Tensor]:
     return [*(one.context for one in shares), *(one.targets for one in shares)]
 
 
-def _of_all_ranks(images: torch.Tensor, world: World) -> list[torch.Tensor]:
-    """The images, where there is one rank; else a hash of each rank's."""
-    if world.size == 1:
+def _crops(run: Run, images: torch.Tensor) -> list[torch.Tensor]:
+    """The images, where there is one rank; else a hash of each rank's.
+
+    A hash of each image, where the number of ranks may change on the way.
+    """
+    if run.spec.compute.min_workers is not None:
+        return _of_all_ranks(b"".join(_sha256([one]).digest() for one in images), run.world)
+    if run.world.size == 1:
         return [images]
-    digest = bytearray(_sha256([images]).digest())
-    own = torch.frombuffer(digest, dtype=torch.uint8).to(world.device)
+    return _of_all_ranks(_sha256([images]).digest(), run.world)
+
+
+def _of_all_ranks(digest: bytes, world: World) -> list[torch.Tensor]:
+    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(world.device)
+    if world.size == 1:
+        return [own]
     found = [torch.empty_like(own) for _ in range(world.size)]
     dist.all_gather(found, own)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from stoplab_platform import logs
 from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.fence import is_fenced
 from stoplab_platform.masks import effective_ratio
@@ -39,6 +40,7 @@ from stoplab_trainers.hooks import (
     Stopping,
 )
 from stoplab_trainers.loop import Run, StepReport, World, train
+from stoplab_trainers.notice import NEVER, PREEMPTED, RESIZE, Notice
 from stoplab_trainers.resuming import Leg, begin, descent
 from stoplab_trainers.scores import Final, Scores
 from stoplab_trainers.summary import Summary, left
@@ -47,6 +49,8 @@ log = logging.getLogger("stoplab.train")
 
 PRUNED = "PRUNED"
 """The intent of a stop that a sweep's scheduler decided."""
+GOES_ON = ("PAUSED", PREEMPTED, RESIZE)
+"""The intents of stops after which a run will go on."""
 PLAN_VERSION = 1
 SAMPLER_VERSION = 1
 
@@ -61,11 +65,12 @@ def run_rank(
     on_progress: Callable[[Progress], None] | None = None,
     on_scores: OnScores | None = None,
     leg: Leg | None = None,
+    notice: Notice = NEVER,
 ) -> Summary | None:
     """Train one rank's part; rank 0 returns the summary, the others None.
 
-    Raises on every rank: `errors.Stopped` when the stop file or `RunFolder.prune` asks for it;
-    `errors.Fenced` when a newer attempt owns the job's folder.
+    Raises on every rank: `errors.Stopped` when the stop file, `RunFolder.prune`, `.leave` or any
+    rank's ``notice`` asks for it; `errors.Fenced` when a newer attempt owns the job's folder.
     """
     began = time.monotonic()
     torch.set_num_threads(spec.compute.resolved_threads)
@@ -74,12 +79,11 @@ def run_rank(
     run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
     owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
-    goes_on = checkpoint.there(checkpoint.stores(folder))
-    given = begin(run, folder, owner, leg)
-    facts = _facts(spec, world, shards) | descent(leg) | given
-    stop_files = [file for file in (stop_file, folder.prune) if file]
+    stop_files = [file for file in (stop_file, folder.prune, folder.leave) if file]
+    notice = notice or Terminated()
     if world.rank > 0:
-        _accompany(run, Saving(folder, owner | given), stop_files)
+        saving = Saving(folder, owner | given)
+        _accompany(run, saving, Stopping(stop_files, saving, notice=notice), notice)
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
@@ -90,11 +94,10 @@ def run_rank(
         last, telling = Last(), ProgressFile(folder, on_progress)
         watching = Watching(run, tracker, folder)
         saving = Saving(folder, owner | given, tracker)
-        stopping = Stopping(stop_files, saving, _fence(settings))
-        for evaluating in judging if goes_on else ():
+        stopping = Stopping(stop_files, saving, _fence(settings), notice)
             evaluating.catch_up(run)
         # Saved before it is judged: what goes wrong there costs no step.
-        with explained(run, folder), saving:
+        with explained(run, folder), saving, notice:
             train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
         final = run.state()
         found = _judged(run, scores, folder, tracker)
@@ -113,9 +116,30 @@ def run_rank(
     ))  # fmt: skip
 
 
-def _accompany(run: Run, saving: Saving, stop_files: Sequence[Path]) -> None:
+@contextmanager
+def rank_log(folder: RunFolder, rank: int) -> Iterator[None]:
+    """Write the block's log lines into the rank's own file as well."""
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder.rank_log(rank))
+    handler.setFormatter(logs.Plain("%(asctime)s %(message)s"))
+    root = logging.getLogger("stoplab")
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Stopped | Fenced):
+            log.exception("rank %d failed", rank)
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _accompany(run: Run, saving: Saving, stopping: Stopping, notice: Notice) -> None:
     """What the ranks after 0 do: they train, save and stop with it, and it asks for the end."""
-    train(run, [saving, Stopping(stop_files, saving)])
+    with notice:
+        train(run, [saving, stopping])
     run.state()
 
 
@@ -155,8 +179,9 @@ def _judged(
 def _tracked(folder: RunFolder, uri: str) -> Iterator[SpoolTracker]:
     """A tracker that hears how its run ended, also where it ended badly.
 
-    A paused run is left as it is: it goes on under the same id. One that a sweep's scheduler ended
-    is KILLED like a cancelled one, and tagged with the step it came to.
+    One that will go on is left as it is, under the same id: paused, preempted, or with other
+    workers. One that a sweep's scheduler ended is KILLED like a cancelled one, and tagged with the
+    step it came to.
     """
     tracker = SpoolTracker(folder, uri)
     try:
@@ -164,7 +189,7 @@ def _tracked(folder: RunFolder, uri: str) -> Iterator[SpoolTracker]:
     except Stopped as stop:
         if stop.intent == PRUNED:
             tracker.tags({"stoplab.pruned": str(stop.step)})
-        if stop.intent != "PAUSED":
+        if stop.intent not in GOES_ON:
             tracker.finish("FAILED" if stop.intent == "FAILED" else "KILLED")
         raise
     except Fenced:

@@ -53,7 +53,7 @@ def train_step(run: Run, batch: Batch) -> Done:
     masks = draw_masks(run.spec, batch.step, run.rows)
     run.record.add(run, batch, masks)
     run.optimizer.zero_grad(set_to_none=True)
-    parts = [_accumulate(run, batch, masks, part) for part in range(run.spec.compute.accumulate)]
+    parts = [_accumulate(run, batch, masks, part) for part in range(run.num_parts)]
     gradient_norm = nn.utils.clip_grad_norm_(
         run.model.parameters(), run.spec.optim.clip_grad or math.inf, foreach=True
     )
@@ -69,7 +69,7 @@ def train_step(run: Run, batch: Batch) -> Done:
 
 def _accumulate(run: Run, batch: Batch, masks: TensorMasks, part: int) -> _Part:
     """Add the gradient of one part of this rank's images; the last one sums over the ranks."""
-    spec, device, num_parts = run.spec, run.world.device, run.spec.compute.accumulate
+    spec, device, num_parts = run.spec, run.world.device, run.num_parts
     own = share(len(batch.images), part, num_parts)
     masks = masks.rows(own).to(device)
     _, num_context = masks.context.shape

@@ -54,6 +54,9 @@ class EvaluationSpec(Spec):
         if self.compute.workers > 1:
             text = f"{self.compute.workers}: an evaluation is one process; give 1"
             yield Problem(("compute", "workers"), text)
+        if self.compute.min_workers is not None:
+            text = f"{self.compute.min_workers}: an evaluation is one process; give null"
+            yield Problem(("compute", "min_workers"), text)
 
     def judged(self, trained: RunSpec) -> RunSpec:
         """The run behind the checkpoint with this evaluation's images and protocols.

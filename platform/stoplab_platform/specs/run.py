@@ -56,6 +56,10 @@ class ComputeSpec(Spec):
 
     workers: int = Field(default=1, ge=1, le=4096)
     """Training processes. Default 1."""
+    min_workers: int | None = Field(default=None, ge=1, le=4096)
+    """Fewest workers that a run goes on with while nodes are away: then it takes the largest number
+    that divides `optim.batch_size` and finds room, and grows again up to `workers`. The batch stays
+    the same. Null: always `workers`. Default null."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
     """GPUs of each worker: 0 trains on the CPU. Default 0."""
     cpus_per_worker: float = Field(default=1, gt=0, le=4096)
@@ -83,6 +87,22 @@ class ComputeSpec(Spec):
     def resolved_threads(self) -> int:
         """Torch threads of each worker."""
         return self.threads or max(1, int(self.cpus_per_worker))
+
+    def counts(self, batch: int) -> tuple[int, ...]:
+        """The numbers of workers that may train a global batch of so many images, ascending."""
+        fewest = self.min_workers or self.workers
+        return tuple(count for count in range(fewest, self.workers + 1) if batch % count == 0)
+
+    def parts(self, batch: int, count: int) -> int:
+        """Parts that each of ``count`` workers computes its images of a step in.
+
+        Fewer workers than planned have more images each: no part is larger than was planned, so
+        that none needs more memory.
+        """
+        if self.min_workers is None:
+            return self.accumulate
+        own, most = batch // count, batch // (self.workers * self.accumulate)
+        return next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)
 
 
 class CheckpointSpec(Spec):
@@ -245,12 +265,36 @@ class RunSpec(Spec):
                 "worker (optim.batch_size / compute.workers)",
                 (("optim", "batch_size"), ("compute", "workers")),
             )
+        yield from self._elastic_problems()
         if compute.strategy == "fsdp" and not self.objective.averages:
             yield Problem(
                 ("compute", "strategy"),
                 f"'fsdp' goes with objectives that keep a moving average of the encoder, and "
                 f"{self.objective.kind!r} keeps none; give ddp",
                 (("objective",),),
+            )
+
+    def _elastic_problems(self) -> Iterator[Problem]:
+        batch, fewest, most = self.optim.batch_size, self.compute.min_workers, self.compute.workers
+        at = ("compute", "min_workers")
+        if fewest is None:
+            return
+        if fewest >= most or len(self.compute.counts(batch)) < 2:
+            fits = [n for n in range(1, min(fewest, most)) if batch % n == 0]
+            yield Problem(
+                at,
+                f"{fewest}: no number of workers from there up to, but without, compute.workers "
+                f"({most}) divides optim.batch_size ({batch}); give "
+                + (f"{fits[-1]}, or null" if fits else "null")
+                + " for a fixed number",
+                (("compute", "workers"), ("optim", "batch_size")),
+            )
+        if getattr(self.masking, "sampler", None) == "official":
+            yield Problem(
+                at,
+                f"{fewest}: masks of the official sampler depend on the number of workers, which "
+                "must then be fixed; give null, or masking.sampler: fixed",
+                (("masking", "sampler"),),
             )
 
     def _objective_problems(self, sets_patch: Path) -> Iterator[Problem]:
