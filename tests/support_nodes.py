@@ -26,7 +26,7 @@ class Cluster:
     def __init__(self, head: RayHead, folder: Path) -> None:
         self._head, self._folder = head, folder
         self._nodes = ExitStack()
-        self.address = f"{ray.util.get_node_ip_address()}:{head.gcs}"
+        self.address = f"{ray.util.get_node_ip_address()}:{head.gcs.rpartition(':')[2]}"
         self.done: list[str] = []
         """What was done to it, for who reads the test's output."""
 

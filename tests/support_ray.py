@@ -25,8 +25,8 @@ class RayHead:
     """Where it is."""
 
     dashboard: str
-    gcs: int
-    """Port by which nodes and drivers join."""
+    gcs: str
+    """What drivers and further raylets join."""
     token_path: Path
     process: psutil.Process
 
@@ -34,6 +34,16 @@ class RayHead:
         """The head's process of this name, such as `raylet`."""
         (found,) = [p for p in self.process.children(recursive=True) if p.name() == name]
         return found
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a process needs that joins it."""
+        return {
+            **os.environ,
+            "RAY_ADDRESS": self.gcs,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token_path),
+        }
 
     def kill(self) -> list[str]:
         """Kill it with all below it, as a machine that goes down does; the names of all."""
@@ -48,19 +58,23 @@ class RayHead:
 
 @contextmanager
 def ray_head(
-    num_cpus: int = 2, *, dashboard: int | None = None, token: Path | None = None
+    num_cpus: int = 2,
+    *,
+    dashboard: int | None = None,
+    token: Path | None = None,
+    ip: str | None = None,
 ) -> Iterator[RayHead]:
     """Starts a head and ends it by the ids of its processes.
 
-    One that shall follow another at the same place is given its dashboard's port and its token.
+    One that shall follow another at the same place is given its dashboard's port and its token;
+    one that others shall reach over a network of their own, its address there (``ip``).
     """
     # Names of sockets may have 107 bytes, so pytest's own folder is too deep.
     folder = Path(tempfile.mkdtemp(prefix="slr", dir="/tmp"))
     token = token or folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    dashboard = dashboard or free_port()
-    gcs = free_port()
+    dashboard, gcs = dashboard or free_port(), free_port()
     command = [
         Path(sys.executable).with_name("ray"), "start", "--head", "--block",
         f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
@@ -69,6 +83,7 @@ def ray_head(
         f"--runtime-env-agent-port={free_port()}", f"--ray-client-server-port={free_port()}",
         f"--num-cpus={num_cpus}", "--object-store-memory=100000000",
         f"--temp-dir={folder / 'ray'}", "--disable-usage-stats",
+        *([f"--node-ip-address={ip}"] if ip else []),
     ]  # fmt: skip
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     with (folder / "head.log").open("wb") as log:
@@ -78,7 +93,8 @@ def ray_head(
     runner = RayJobsRunner(f"http://127.0.0.1:{dashboard}", token)
     try:
         wait_for(runner.alive, "Ray's dashboard", 90)
-        yield RayHead(f"http://127.0.0.1:{dashboard}", gcs, token, psutil.Process(head.pid))
+        process = psutil.Process(head.pid)
+        yield RayHead(f"http://127.0.0.1:{dashboard}", f"{ip or '127.0.0.1'}:{gcs}", token, process)
     finally:
         runner.close()
         tree = psutil.Process(head.pid).children(recursive=True)

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """How an entrypoint ended; 66 is EX_NOINPUT of sysexits.h, 75 and 76 are free for us there."""
+    """How an entrypoint ended; 66 is EX_NOINPUT of sysexits.h, 75, 76 and 79 are free for us."""
 
     OK = 0
     FAILED = 1
@@ -14,3 +14,4 @@ class Exit(IntEnum):
     NO_DATA = 66
     STOPPED = 75
     FENCED = 76
+    HUNG = 79

@@ -102,6 +102,15 @@ TABLE = (
         words=r"node was preempted|forcibly preempted",
     ),
     Failure(
+        ReasonCode.HUNG,
+        "no step came any more, and it ended itself; the ranks' logs say which one the others "
+        "waited for, and where each stood; a machine, its network or the shared files hung",
+        first_s=5,
+        cap_s=120,
+        exits=(Exit.HUNG,),
+        words=r"\bHung: ",
+    ),
+    Failure(
         ReasonCode.NODE_LOST,
         "a machine of the attempt is gone; it goes on from its last checkpoint",
         first_s=5,

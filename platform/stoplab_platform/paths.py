@@ -63,6 +63,20 @@ class RunFolder:
         return self.root / "progress.json"
 
     @property
+    def group(self) -> Path:
+        """Number and token of the newest group of workers that took the run on."""
+        return self.root / "group.json"
+
+    def beat(self, rank: int) -> Path:
+        """A counter that the living rank raises: group, count, step, training, host, pid."""
+        return self.root / "beats" / f"rank-{rank}.json"
+
+    @property
+    def hung(self) -> Path:
+        """Present when a group of workers ended because no step came: its number, message."""
+        return self.root / "hung.json"
+
+    @property
     def alarm(self) -> Path:
         """Present when something is wrong with a run that goes on (collapsed, drifted, starved):
         kind, step, measure, value, start, best, message, and what was told `earlier`."""

@@ -19,6 +19,7 @@ from stoplab_trainers.data.plan import Plan
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import World
 from stoplab_trainers.rank import run_rank
+from stoplab_trainers.watchdog import Watchdog
 from support_runs import folder, identity, tiny
 from support_shards import members
 
@@ -141,7 +142,7 @@ def test_a_run_counts_them_in_its_metrics(place: str, tmp_path: Path) -> None:
     data = {"train": place, "image_size": 16, "max_bad_samples": 3}
     spec = tiny(data=data, evals=[], optim__batch_size=12, collapse="off")
     run = folder(tmp_path)
-    summary = run_rank(spec, run, identity(), World())
+    summary = run_rank(spec, run, identity(), World(), Watchdog(run, World()))
     assert summary is not None
     counted = [line for line in run.spool.read_text().splitlines() if "data/bad_samples" in line]
     assert counted
@@ -150,5 +151,6 @@ def test_a_run_counts_them_in_its_metrics(place: str, tmp_path: Path) -> None:
     )
     few = tiny(data={**data, "max_bad_samples": 2}, evals=[], optim__batch_size=12)
     assert few.run_digest({}) == spec.model_copy(update={"collapse": "warn"}).run_digest({})
+    run = folder(tmp_path, "few")
     with pytest.raises(DataError, match="3 samples cannot be read"):
-        run_rank(few, folder(tmp_path, "few"), identity(), World())
+        run_rank(few, run, identity(), World(), Watchdog(run, World()))

@@ -14,6 +14,7 @@ from stoplab_trainers.loop import Run, World
 from stoplab_trainers.measure import Diverged
 from stoplab_trainers.rank import run_rank
 from stoplab_trainers.step import Done, train_step
+from stoplab_trainers.watchdog import Watchdog
 from support_runs import folder, identity, tiny
 
 BREAKS_AT, EVERY = 67, 10  # the first 50 steps are all logged
@@ -43,7 +44,7 @@ def test_a_run_that_breaks_names_steps_samples_and_the_last_good_checkpoint(
     )  # fmt: skip
     run = folder(tmp_path)
     with pytest.raises(Diverged) as ended:
-        run_rank(spec, run, identity(), World())
+        run_rank(spec, run, identity(), World(), Watchdog(run, World()))
     told = json.loads(run.divergence.read_text())
     assert told["steps"] == [61, 70]
     shards = runs[0].shards

@@ -9,13 +9,21 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform.errors import SpecError, Stopped
-from stoplab_platform.paths import read_lines
+from stoplab_platform.paths import RunFolder, read_lines
+from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers import checkpoint
 from stoplab_trainers.launch import execute
 from stoplab_trainers.loop import World
 from stoplab_trainers.rank import run_rank
+from stoplab_trainers.watchdog import Watchdog
 from support_invariants import has_logged
 from support_runs import folder, identity, tiny
+
+
+def lone(tmp_path: Path, name: str) -> tuple[RunFolder, RunIdentity, World, Watchdog]:
+    """A rank that is alone, though its spec may plan for others."""
+    run = folder(tmp_path, name)
+    return run, identity(), World(), Watchdog(run, World())
 
 
 class TestCounts:
@@ -56,8 +64,8 @@ class TestCounts:
             evals=[], optim__epochs=1, optim__batch_size=128,
             compute__workers=4, compute__min_workers=1,
         )  # fmt: skip
-        one = run_rank(plain, folder(tmp_path, "one"), identity(), World())
-        parts = run_rank(free, folder(tmp_path, "parts"), identity(), World())
+        one = run_rank(plain, *lone(tmp_path, "one"))
+        parts = run_rank(free, *lone(tmp_path, "parts"))
         assert one is not None
         assert parts is not None
         assert parts.metrics["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=1e-4)

@@ -18,6 +18,7 @@ from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import World
 from stoplab_trainers.rank import run_rank
 from stoplab_trainers.summary import Summary, summary_of
+from stoplab_trainers.watchdog import Watchdog
 from support_invariants import has_logged
 from support_nodes import Cluster, cluster, losses, place_of, workers
 from support_runs import folder, identity, tiny
@@ -72,7 +73,7 @@ def test_four_then_two_then_three_workers_train_as_one_undisturbed(
 ) -> None:
     spec = spec_of(compute__workers=4, compute__min_workers=2)
     whole = folder(tmp_path, "whole")
-    undisturbed = run_rank(spec, whole, identity(), World())
+    undisturbed = run_rank(spec, whole, identity(), World(), Watchdog(whole, World()))
     assert undisturbed is not None
     with cluster(tmp_path, [2, 2]) as (found, (_, second)):
         with driver(found, spec, tmp_path, home) as ran:

@@ -25,6 +25,7 @@ from stoplab_platform.paths import RunFolder, read_json, write_json
 from stoplab_trainers.notice import PREEMPTED, RESIZE, Draining, Notice, draining
 from stoplab_trainers.room import Room, resources_of
 from stoplab_trainers.summary import Summary
+from stoplab_trainers.watchdog import Hung
 from stoplab_trainers.workers import HOPELESS, Group
 
 log = logging.getLogger("stoplab")
@@ -38,6 +39,7 @@ WHY = {
     ReasonCode.PREEMPTED: "a node is taken away",
     ReasonCode.NODE_LOST: "node lost",
     ReasonCode.WORKER_ERROR: "a worker was lost",
+    ReasonCode.HUNG: "no step came any more",
 }
 
 
@@ -85,6 +87,8 @@ class _Elastic:
                         return self._group.train(count, max_failures=0)
                 except Stopped as stop:
                     self._why = self._after(stop)
+                except Hung as hang:
+                    self._why = self._counted(ReasonCode.HUNG, hang)
                 except HOPELESS:
                     raise
                 except Exception as error:

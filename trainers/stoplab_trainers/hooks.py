@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,18 @@ class Saving:
 
     Every rank has one, for the state is gathered from all; rank 0 writes it, beside the training,
     and tells the tracker how long that took. As a context it lets the write end before the run
-    does, however that ends.
+    does, however that ends. ``patience``: a context in which a slow store is waited for.
     """
 
     def __init__(
-        self, folder: RunFolder, identity: Mapping[str, str], tracker: Tracker | None = None
+        self,
+        folder: RunFolder,
+        identity: Mapping[str, str],
+        tracker: Tracker | None = None,
+        patience: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._writer = Writer(checkpoint.stores(folder), identity)
-        self._tracker = tracker
+        self._tracker, self._patience = tracker, patience
         self.saved_step = -1
 
     def __enter__(self) -> Saving:
@@ -177,13 +182,15 @@ class Saving:
             return
         state = run.state()
         if run.world.rank == 0:
-            self._writer.begin(run.step, state, run.spec.checkpoint.keep)
+            with self._patience():
+                self._writer.begin(run.step, state, run.spec.checkpoint.keep)
         self.saved_step = run.step
 
     def finish(self, run: Run) -> None:
         """Save, and return once that is whole and on the disk."""
         self.save(run)
-        self._writer.wait()
+        with self._patience():
+            self._writer.wait()
         self._tell()
 
     def _tell(self) -> None:

@@ -20,7 +20,9 @@ from stoplab_trainers.loop import World
 from stoplab_trainers.notice import Terminated
 from stoplab_trainers.rank import rank_log, run_rank
 from stoplab_trainers.resuming import Leg
+from stoplab_trainers.roll import hung
 from stoplab_trainers.summary import Summary, summary_of
+from stoplab_trainers.watchdog import Watchdog
 from stoplab_trainers.workers import Group
 
 log = logging.getLogger("stoplab")
@@ -59,17 +61,19 @@ def execute(
                 return elastic.train(group, terminated)
     with rank_log(folder, 0):
         world = World(device=device_of(spec.compute))
-        summary = run_rank(
-            spec,
-            folder,
-            identity,
-            world,
-            stop_file=stop_file,
-            on_progress=on_progress,
-            on_scores=on_scores,
-            leg=leg,
-            notice=Terminated(),
-        )
+        with Watchdog(folder, world, spec.compute.hang_timeout_s) as watchdog:
+            summary = run_rank(
+                spec,
+                folder,
+                identity,
+                world,
+                watchdog,
+                stop_file=stop_file,
+                on_progress=on_progress,
+                on_scores=on_scores,
+                leg=leg,
+                notice=Terminated(),
+            )
     assert summary is not None
     return summary
 
@@ -86,13 +90,16 @@ def _watched(
 
     def watch() -> None:
         nonlocal known
-        told, spoke_at = None, float("-inf")
+        told, spoke_at, cried = None, float("-inf"), None
         while not over.wait(SCORES_S if on_scores else WATCH_S):
             if on_scores:
                 fresh = read_lines(folder.scores)[known:]
                 known += len(fresh)
                 for line in fresh:
                     on_scores(line["epoch"], line["values"])
+            if (message := hung(folder)) and not cried:
+                log.error("hung, and starts anew: %s", message)
+            cried = message
             progress = read_json(folder.progress)
             if progress is None or progress == told or time.monotonic() - spoke_at < WATCH_S:
                 continue

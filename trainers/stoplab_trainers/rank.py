@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 
 from stoplab_platform import logs
 from stoplab_platform.errors import Fenced, Stopped
-from stoplab_platform.fence import is_fenced
 from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import RunFolder, write_atomic
 from stoplab_platform.settings import Settings
@@ -42,8 +40,10 @@ from stoplab_trainers.hooks import (
 from stoplab_trainers.loop import Run, StepReport, World, train
 from stoplab_trainers.notice import NEVER, PREEMPTED, RESIZE, Notice
 from stoplab_trainers.resuming import Leg, begin, descent
+from stoplab_trainers.roll import fence
 from stoplab_trainers.scores import Final, Scores
 from stoplab_trainers.summary import Summary, left
+from stoplab_trainers.watchdog import Hook, Watchdog
 
 log = logging.getLogger("stoplab.train")
 
@@ -60,6 +60,7 @@ def run_rank(
     folder: RunFolder,
     identity: RunIdentity,
     world: World,
+    watchdog: Watchdog,
     *,
     stop_file: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -79,11 +80,13 @@ def run_rank(
     run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
     owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
+    goes_on = checkpoint.there(checkpoint.stores(folder))
+    given = begin(run, folder, owner, leg)
+    facts = _facts(spec, world, shards) | descent(leg) | given
     stop_files = [file for file in (stop_file, folder.prune, folder.leave) if file]
-    notice = notice or Terminated()
     if world.rank > 0:
         saving = Saving(folder, owner | given)
-        _accompany(run, saving, Stopping(stop_files, saving, notice=notice), notice)
+        _train(run, [saving, Stopping(stop_files, saving, notice=notice)], watchdog, notice)
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
@@ -93,13 +96,15 @@ def run_rank(
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
         last, telling = Last(), ProgressFile(folder, on_progress)
         watching = Watching(run, tracker, folder)
-        saving = Saving(folder, owner | given, tracker)
-        stopping = Stopping(stop_files, saving, _fence(settings), notice)
+        saving = Saving(folder, owner | given, tracker, watchdog.patience)
+        stopping = Stopping(stop_files, saving, fence(settings), notice)
+        for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
         # Saved before it is judged: what goes wrong there costs no step.
-        with explained(run, folder), saving, notice:
-            train(run, [last, Reporting(tracker), watching, telling, saving, *judging, stopping])
-        final = run.state()
+        hooks: list[Hook] = [last, Reporting(tracker), watching, telling, saving]
+        hooks += [*map(watchdog.patiently, judging), stopping]
+        with explained(run, folder), saving:
+            final = _train(run, hooks, watchdog, notice)
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, final["model"], folder, tracker)
         tracker.tags({"stoplab.weights_sha256": (weights := _hash(final))})
@@ -136,21 +141,12 @@ def rank_log(folder: RunFolder, rank: int) -> Iterator[None]:
         handler.close()
 
 
-def _accompany(run: Run, saving: Saving, stopping: Stopping, notice: Notice) -> None:
-    """What the ranks after 0 do: they train, save and stop with it, and it asks for the end."""
-    with notice:
-        train(run, [saving, stopping])
-    run.state()
-
-
-def _fence(settings: Settings) -> Callable[[], bool]:
-    """Whether a newer attempt of the job has begun; never, where no supervisor started this one.
-
-    The supervisor looks as well, but these processes may outlive it on another machine.
-    """
-    if settings.job_id is None or settings.attempt is None:
-        return lambda: False
-    return partial(is_fenced, settings.folders.job(settings.job_id), settings.attempt)
+def _train(run: Run, hooks: Sequence[Hook], watchdog: Watchdog, notice: Notice) -> dict[str, Any]:
+    """Train past the hooks; the run's state at its end, which all ranks gather."""
+    with watchdog.training(run.step):
+        with notice:
+            train(run, [watchdog, *hooks])
+        return run.state()
 
 
 def _judged(

@@ -24,8 +24,10 @@ from stoplab_trainers.loop import World
 from stoplab_trainers.notice import NEVER, Draining
 from stoplab_trainers.rank import rank_log, run_rank
 from stoplab_trainers.resuming import Leg
+from stoplab_trainers.roll import hung
 from stoplab_trainers.room import resources_of
 from stoplab_trainers.summary import Summary, summary_of
+from stoplab_trainers.watchdog import Hung, Watchdog
 
 log = logging.getLogger("stoplab")
 
@@ -59,7 +61,7 @@ class Group:
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         on_gpu = self.spec.compute.gpus_per_worker > 0
-        for left in (_end_note(self.folder), self.folder.leave):
+        for left in (_end_note(self.folder), self.folder.leave, self.folder.hung):
             left.unlink(missing_ok=True)
         trainer = TorchTrainer(
             _worker,
@@ -89,7 +91,9 @@ class Group:
         )
         try:
             trainer.fit()
-        except TrainingFailedError:
+        except TrainingFailedError as error:
+            if (message := hung(self.folder)) is not None:
+                raise Hung(message) from error
             if not _end_note(self.folder).exists():
                 raise
         return self._outcome()
@@ -137,17 +141,12 @@ def _worker(config: dict[str, Any]) -> None:
     stop_file = Path(config["stop_file"]) if config["stop_file"] else None
     # One look a node is enough.
     notice = Draining() if get_context().get_local_rank() == 0 else NEVER
+    identity = RunIdentity(**config["identity"])
     with rank_log(folder, rank):
         try:
-            run_rank(
-                spec,
-                folder,
-                RunIdentity(**config["identity"]),
-                world,
-                stop_file=stop_file,
-                leg=config["leg"],
-                notice=notice,
-            )
+            with Watchdog(folder, world, spec.compute.hang_timeout_s) as watchdog:
+                ends = {"stop_file": stop_file, "leg": config["leg"], "notice": notice}
+                run_rank(spec, folder, identity, world, watchdog, **ends)
         except Stopped as stop:
             if rank == 0:
                 write_json(_end_note(folder), {"stopped": stop.intent, "step": stop.step})

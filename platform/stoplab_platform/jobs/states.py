@@ -44,6 +44,7 @@ class ReasonCode(StrEnum):
     DISK_FULL = "DISK_FULL"  # nothing could be written any more
     PREEMPTED = "PREEMPTED"  # the cluster asked it to leave
     NODE_LOST = "NODE_LOST"  # the cluster no longer knows the attempt
+    HUNG = "HUNG"  # it lived and made no more steps
     HEARTBEAT_LOST = "HEARTBEAT_LOST"  # no sign of life though the cluster says it runs
     START_FAILED = "START_FAILED"  # the attempt never showed a heartbeat
     RETRIES_EXHAUSTED = "RETRIES_EXHAUSTED"  # the budget of a kind of failures is used up

@@ -82,6 +82,10 @@ class ComputeSpec(Spec):
     fifth more operations, the same gradients. Default false."""
     max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Restarts after failures of one kind, as lost workers or nodes; 0: none at all. Default 3."""
+    hang_timeout_s: float | None = Field(default=900, ge=1, le=1_000_000)
+    """Seconds without a step after which a worker counts as hung and starts anew from the last
+    checkpoint: at least 20 of the run's usual steps, and five times as long for the first one;
+    evaluations do not count. Null: it is waited for without end. Default 900."""
 
     @property
     def resolved_threads(self) -> int:

@@ -1,0 +1,92 @@
+"""The watchdog of one rank: what it ends, what it lets be, and what it leaves to read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stoplab_platform.exits import Exit
+from stoplab_platform.paths import RunFolder, read_json, write_json
+from support_runs import folder
+from support_store import wait_for
+
+LIMIT_S = 1.0
+DEADLINE_S = 240.0
+BEGIN = f"""
+import logging, sys, threading
+from pathlib import Path
+from stoplab_platform.paths import RunFolder
+from stoplab_trainers.loop import StepReport, World
+from stoplab_trainers.watchdog import Watchdog
+
+folder = RunFolder(Path(sys.argv[1]))
+folder.logs.mkdir()
+logging.basicConfig(filename=folder.rank_log(0))
+watchdog = Watchdog(folder, World(), {LIMIT_S})
+still = threading.Event()
+
+def step(number):
+    watchdog(None, StepReport(number, 9, 0, False, 0.01, {{}}))
+
+with watchdog, watchdog.training(0):
+    step(1)
+"""
+HANGS = "    still.wait()"
+EVALUATES_AND_STEPS = f"""
+    watchdog.patiently(lambda run, report: still.wait({4 * LIMIT_S}))(None, None)
+    number = 2
+    while not still.wait(0.01):
+        step(number)
+        number += 1
+"""
+
+
+@contextmanager
+def process(run: RunFolder, body: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A rank that does so; it is ended with the block."""
+    one = subprocess.Popen([sys.executable, "-c", BEGIN + body, str(run.root)])
+    try:
+        yield one
+    finally:
+        one.kill()
+        one.wait()
+
+
+def test_a_rank_that_stands_still_ends_itself_and_leaves_its_stacks(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    with process(run, HANGS) as rank:
+        assert rank.wait(DEADLINE_S) == Exit.HUNG
+    log = run.rank_log(0).read_text()
+    assert "Hung: rank 0 finished no step for 1 s (at most 1 s, compute.hang_timeout_s)" in log
+    assert "rank 0 after step 1" in log
+    assert "most recent call first" in log
+    assert "in wait" in log
+    assert read_json(run.hung)["group"] == 1
+
+
+def test_only_steps_count_and_others_may_take_the_run(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    with process(run, EVALUATES_AND_STEPS) as rank:
+        _until(run, lambda beat: beat["step"] > 1, "it has evaluated for four limits")
+        # As with Ctrl-Z: it has not waited meanwhile.
+        os.kill(rank.pid, signal.SIGSTOP)
+        stood, until = read_json(run.beat(0))["count"], time.monotonic() + 3 * LIMIT_S
+        wait_for(lambda: time.monotonic() > until, "three limits")
+        os.kill(rank.pid, signal.SIGCONT)
+        write_json(run.group, {"group": 0, "token": "an old view"})
+        _until(run, lambda beat: beat["count"] > stood + 3, "it goes on")
+        write_json(run.group, {"group": 2, "token": "newer"})
+        assert rank.wait(DEADLINE_S) == Exit.FENCED
+    assert not run.hung.exists()
+
+
+def _until(run: RunFolder, true: Callable[[dict[str, Any]], bool], what: str) -> None:
+    """Wait for a heartbeat of the rank."""
+    wait_for(lambda: (beat := read_json(run.beat(0))) and true(beat), what, DEADLINE_S)
