@@ -113,8 +113,10 @@ def mlflow_tables(request: pytest.FixtureRequest) -> Path:
         if not path.exists():
             from stoplab_platform.tracking import client
 
-            client(f"sqlite:///{folder}/draft.db")
-            (folder / "draft.db").replace(path)
+            draft = folder / "draft.db"
+            draft.unlink(missing_ok=True)  # by a session that was killed
+            client(f"sqlite:///{draft}")
+            draft.replace(path)
     return path
 
 
