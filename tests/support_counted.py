@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from stoplab_platform.errors import Stopped
-from stoplab_platform.paths import RunFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec, load_spec
 from stoplab_platform.tracking import RunIdentity

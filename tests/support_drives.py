@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 from stoplab_platform.fence import own
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers.summary import Summary, summary_of
 from support_store import wait_for

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from stoplab_platform.errors import Conflict, IllegalMove, NotFound
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_lines
 from stoplab_platform.jobs.models import Event, Job, Submitted
 from stoplab_platform.jobs.states import TERMINAL, State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import JobFolder, RunFolder, read_lines
+from stoplab_platform.paths import JobFolder, RunFolder
 from support_jobs import Lab, gone
 from support_store import wait_for
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import ray
 
-from stoplab_platform.paths import RunFolder, read_json, read_lines
+from stoplab_platform.files import read_json, read_lines
+from stoplab_platform.paths import RunFolder
 from support_mlflow import free_port
 from support_ray import RayHead, ray_head
 from support_store import wait_for

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from stoplab_platform.files import write_atomic
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, RunFolder, write_atomic
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
 from stoplab_sweeps.outcome import sum_up
 from support_studies import comparison, finished, sweep

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stoplab_platform.errors import Stopped
+from stoplab_platform.files import write_json
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.paths import RunFolder, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec, override, parse
 from stoplab_platform.tracking import RunIdentity

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stoplab_platform.paths import JobFolder, write_atomic
+from stoplab_platform.files import write_atomic
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers import checkpoint
 from stoplab_trainers.model.encoder import Encoder

@@ -17,7 +17,8 @@ from stoplab_api.bodies import JobBody
 from stoplab_api.client import Client
 from stoplab_api.lab_processes import LabError, tail
 from stoplab_platform.errors import SettingsError
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import ComparisonSpec, RunSpec, parse, read_yaml
 from stoplab_platform.specs.ready import ready_spec

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from stoplab_api.answers import FreshTokenBody
 from stoplab_api.bodies import NewTokenBody
 from stoplab_platform.errors import SettingsError
+from stoplab_platform.files import is_plain_name
 from stoplab_platform.jobs.models import Role, Scope
-from stoplab_platform.paths import is_plain_name
 from stoplab_platform.secret_files import ensure_secret
 from stoplab_platform.settings import Settings
 

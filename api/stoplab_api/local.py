@@ -27,8 +27,9 @@ from stoplab_api.client import ApiError, Client, Unreachable
 from stoplab_api.lab_parts import PARTS, PREFERRED_PORTS, Place
 from stoplab_api.lab_processes import LabError, Ports, Started, end, start, tail, wait_reaped
 from stoplab_api.lab_secrets import ensure_token
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import Home, read_json, write_json
+from stoplab_platform.paths import Home
 from stoplab_platform.secret_files import ensure_secret
 from stoplab_platform.settings import Settings
 

@@ -20,9 +20,10 @@ from stoplab_api import probes
 from stoplab_api.context import Lab
 from stoplab_platform.admission import capacity
 from stoplab_platform.errors import StoreUnavailable
+from stoplab_platform.files import read_json
 from stoplab_platform.jobs.census import Census
 from stoplab_platform.jobs.states import STUDIES
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 
 FRESH_S = 60.0
 """A progress file that was not replaced for so long tells of no work."""

@@ -10,11 +10,12 @@ from shutil import copyfile, copytree
 from typing import Any
 
 from stoplab_platform.elsewhere import adopt_places
+from stoplab_platform.files import write_atomic
 from stoplab_platform.handoff import last_result
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import STUDIES, ReasonCode
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import Home, JobFolder, RunFolder, write_atomic
+from stoplab_platform.paths import Home, JobFolder, RunFolder
 from stoplab_platform.tracking.base import flatten
 from stoplab_platform.tracking.lines import whole_lines
 

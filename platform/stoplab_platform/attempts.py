@@ -13,10 +13,11 @@ from stoplab_platform.admission import told_limits
 from stoplab_platform.adoption import adopt
 from stoplab_platform.errors import Fenced, RunnerUnavailable
 from stoplab_platform.fence import own
+from stoplab_platform.files import write_atomic, write_json
 from stoplab_platform.handoff import clear_stop, request_stop
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
-from stoplab_platform.paths import JobFolder, write_atomic, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.runner.base import Launch, Runner
 from stoplab_platform.settings import Settings
 

@@ -24,9 +24,10 @@ from sqlalchemy import make_url
 
 from stoplab_platform.errors import SettingsError
 from stoplab_platform.extras import Extra
+from stoplab_platform.files import GONE
 from stoplab_platform.jobs.engines import copy_sqlite
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import GONE, Home, JobFolder
+from stoplab_platform.paths import Home, JobFolder
 from stoplab_platform.settings import Settings
 
 FORMAT = 1

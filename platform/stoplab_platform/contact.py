@@ -13,9 +13,10 @@ from errno import EDQUOT, ENOSPC
 from json import JSONDecodeError
 
 from stoplab_platform.fence import owner
+from stoplab_platform.files import write_json
 from stoplab_platform.handoff import StopOrder, read_stop
 from stoplab_platform.jobs.states import ReasonCode
-from stoplab_platform.paths import JobFolder, write_json
+from stoplab_platform.paths import JobFolder
 
 BEAT_S = 1.0
 LOOK_S = 0.2

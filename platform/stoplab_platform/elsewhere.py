@@ -14,7 +14,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from stoplab_platform.errors import DataError, SettingsError
-from stoplab_platform.paths import GONE, Home, JobFolder, RunFolder, read_json, remove, write_json
+from stoplab_platform.files import GONE, read_json, remove, write_json
+from stoplab_platform.paths import Home, JobFolder, RunFolder
 from stoplab_platform.remote import Remote
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings

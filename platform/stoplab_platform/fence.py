@@ -10,8 +10,9 @@ from contextlib import suppress
 import psutil
 
 from stoplab_platform.errors import Fenced
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.handoff import read_heartbeat
-from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder
 
 log = logging.getLogger("stoplab.supervisor")
 

@@ -13,9 +13,10 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.jobs.states import ReasonCode
-from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from stoplab_platform.paths import JobFolder, read_json, write_atomic
+from stoplab_platform.files import read_json, write_atomic
+from stoplab_platform.paths import JobFolder
 
 
 class CellState(StrEnum):

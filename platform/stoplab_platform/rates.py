@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from stoplab_platform.cost import Range, flops
 from stoplab_platform.errors import SpecError
-from stoplab_platform.paths import JobFolder, RunFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.specs import RunSpec, load_spec
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.data import EMBEDDED_IMAGES

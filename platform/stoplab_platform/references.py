@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stoplab_platform.errors import CheckpointError, NotFound, TrackerRefused
-from stoplab_platform.paths import CHECKPOINT_MANIFEST, JobFolder, RunFolder, is_plain_name
+from stoplab_platform.files import is_plain_name
+from stoplab_platform.paths import CHECKPOINT_MANIFEST, JobFolder, RunFolder
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs.places import is_inside
 from stoplab_platform.specs.weights import CheckpointRef

@@ -26,10 +26,11 @@ from stoplab_platform.errors import (
     SettingsError,
     StoreUnavailable,
 )
+from stoplab_platform.files import GONE, remove
 from stoplab_platform.jobs.models import Job, JobQuery
 from stoplab_platform.jobs.states import ACTIVE, TERMINAL, State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import GONE, RunFolder, remove
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.rounds import Rounds
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import sent_run_ids

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import RunFolder
 
 Shown = Literal["val", "test", "init", "pixels"]
 """Split of a trained encoder's score; `init` and `pixels` are the untrained encoder and the raw

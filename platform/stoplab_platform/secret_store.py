@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stoplab_platform.errors import SettingsError
-from stoplab_platform.paths import is_plain_name
+from stoplab_platform.files import is_plain_name
 from stoplab_platform.redaction import hide
 from stoplab_platform.secret_files import write_secret
 from stoplab_platform.settings import Settings

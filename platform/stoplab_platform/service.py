@@ -10,6 +10,7 @@ from typing import Any
 from stoplab_platform.admission import QueueInfo, capacity, misfits, overruns, told_limits
 from stoplab_platform.errors import Conflict, Forbidden, IllegalMove, NotFound, SpecError
 from stoplab_platform.extend import extended, limited
+from stoplab_platform.files import remove, write_json
 from stoplab_platform.handoff import request_stop
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import (
@@ -27,7 +28,6 @@ from stoplab_platform.jobs.models import (
 from stoplab_platform.jobs.states import TERMINAL, ReasonCode, State, allowed_actions
 from stoplab_platform.jobs.store import JobStore
 from stoplab_platform.jobs.views import job_view
-from stoplab_platform.paths import remove, write_json
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, parse_spec
 from stoplab_platform.tracking import sent_run_ids

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from stoplab_platform import logs, tracking
 from stoplab_platform.elsewhere import LEFT, discard
 from stoplab_platform.errors import StoplabError, StoreUnavailable, TrackerUnavailable
+from stoplab_platform.files import remove
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import remove
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking.base import Status
 

@@ -33,9 +33,10 @@ from stoplab_platform.errors import Fenced, SettingsError
 from stoplab_platform.exits import Exit
 from stoplab_platform.failures import cause, explained
 from stoplab_platform.fence import bury, claim_attempt, own, owner
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.handoff import Result, read_stop
 from stoplab_platform.jobs.states import STUDIES, ReasonCode
-from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.redaction import redacted
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stoplab_platform.errors import Fenced, Problem, SpecError, Stopped
+from stoplab_platform.files import read_json, read_lines
 from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, RunFolder, read_json, read_lines
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.redaction import redacted
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec
 from stoplab_platform.tracking import RunIdentity

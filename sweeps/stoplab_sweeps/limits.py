@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
+from stoplab_platform.files import read_json
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs.run import ComputeSpec
 from stoplab_platform.specs.sweep import LimitsSpec
 

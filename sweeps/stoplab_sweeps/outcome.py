@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stoplab_platform.files import write_atomic, write_json
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.paths import JobFolder, write_atomic, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
 from stoplab_platform.trials import as_csv, as_parquet
 from stoplab_sweeps.best import best_of, sentence

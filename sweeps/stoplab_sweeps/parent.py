@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stoplab_platform.errors import TrackerRefused, TrackerUnavailable
-from stoplab_platform.paths import JobFolder, write_json
+from stoplab_platform.files import write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, create_parent, finish_runs
 from stoplab_platform.tracking.base import Status
 from stoplab_sweeps.cells import StudySpec

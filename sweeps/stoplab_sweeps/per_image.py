@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from statsmodels.stats.contingency_tables import mcnemar
 
+from stoplab_platform.files import read_json
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 
 Right = NDArray[np.bool_]
 """Whether each test image was told right."""

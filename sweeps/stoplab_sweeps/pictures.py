@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stoplab_platform.files import write_atomic, write_json
 from stoplab_platform.ledger import Cell
-from stoplab_platform.paths import JobFolder, write_atomic, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
 from stoplab_sweeps.curves import learning_curves
 from stoplab_sweeps.figures import comparison_png

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stoplab_platform.files import read_json
 from stoplab_platform.ledger import Cell, CellState
 from stoplab_platform.masks import effective_ratio
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec, RunSpec
 from stoplab_platform.specs.sweep import MASKING_RATIO
 from stoplab_sweeps.cells import FACTS

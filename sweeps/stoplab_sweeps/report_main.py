@@ -18,8 +18,9 @@ from typing import Any
 
 from stoplab_platform.errors import DataError, SpecError
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json, write_atomic
 from stoplab_platform.ledger import Cell, Ledger
-from stoplab_platform.paths import JobFolder, read_json, write_atomic
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec
 from stoplab_sweeps.curves import learning_curves
 from stoplab_sweeps.figures import comparison_png

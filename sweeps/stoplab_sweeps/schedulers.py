@@ -16,8 +16,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.schedulers.trial_scheduler import FIFOScheduler
 
+from stoplab_platform.files import read_lines, write_json
 from stoplab_platform.ledger import DONE, Cell
-from stoplab_platform.paths import JobFolder, RunFolder, read_lines, write_json
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.specs import SweepSpec
 from stoplab_sweeps.cells import PRUNED, StudySpec
 

@@ -16,9 +16,10 @@ from typing import Protocol
 from stoplab_platform.admission import check_runs
 from stoplab_platform.errors import SpecError
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json, write_atomic
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, read_json, write_atomic
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import SweepSpec, load_spec
 from stoplab_platform.tracking import drain
 from stoplab_platform.tracking.base import Status

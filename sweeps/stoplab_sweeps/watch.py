@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec, SweepSpec
 from stoplab_sweeps.best import best_of
 from stoplab_sweeps.cells import StudySpec, expected, name_of

@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 
 from stoplab_api.cli.main import app
 from stoplab_api.cli.run import environment
+from stoplab_platform.files import write_json
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import write_json
 from stoplab_platform.settings import Settings
 from support_api import COMPARE, SPEC, Api, running_api, secret
 from support_lab import Stoplab, living, until

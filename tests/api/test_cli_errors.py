@@ -18,8 +18,8 @@ from stoplab_api.bodies import JobBody
 from stoplab_api.cli import completing
 from stoplab_api.cli.main import app
 from stoplab_api.cli.watching import progress_line, why
+from stoplab_platform.files import write_json
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import write_json
 from support_api import SPEC, Api, running_api, secret
 from support_lines import scripted
 

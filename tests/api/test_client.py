@@ -16,9 +16,9 @@ from stoplab_api import exchange
 from stoplab_api.client import ApiError, AsyncClient, Client, Unreachable
 from stoplab_api.exchange import EventReader, NotStoplab, StreamEvent, Tries, retry_after_s
 from stoplab_platform.errors import SettingsError
+from stoplab_platform.files import write_json
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, Ledger
-from stoplab_platform.paths import write_json
 from stoplab_platform.specs import parse_spec
 from support_api import COMPARE, SPEC, Api, eventually, running_api, secret
 from support_client import Connect, blocking, driven

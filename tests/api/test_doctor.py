@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from stoplab_api.cli.main import app
 from stoplab_api.doctor import machine, packages, services, storage
 from stoplab_api.doctor.finding import Finding, clock
+from stoplab_platform.files import write_json
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import Home, write_json
+from stoplab_platform.paths import Home
 from stoplab_platform.settings import Settings
 from support_api import NoRunner, running_api, secret
 from support_lines import scripted

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 from stoplab_api.cli.main import app
 from stoplab_api.client import ApiError, Client
 from stoplab_api.findings import EstimateBody, HindsightBody
+from stoplab_platform.files import write_atomic, write_json
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import write_atomic, write_json
 from stoplab_platform.specs import parse_spec
 from support_api import COMPARE, SPEC, Api, running_api, secret
 

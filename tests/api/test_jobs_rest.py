@@ -9,8 +9,8 @@ import pytest
 
 from stoplab_api.bodies import DryRunBody, JobBody
 from stoplab_api.places import absolute_paths
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import read_json, write_json
 from support_api import COMPARE, SPEC, Api, running_api, with_
 
 

@@ -16,8 +16,9 @@ from stoplab_api.cli.main import app
 from stoplab_api.cli.metrics import sparkline
 from stoplab_api.client import ApiError, Client
 from stoplab_api.findings import MetricListBody, SeriesListBody
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.ledger import Cell, Ledger
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, create_parent, drain
 from support_api import COMPARE, Api, running_api, secret
 

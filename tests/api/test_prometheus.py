@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from stoplab_api import auth
 from stoplab_platform.admission import Resources
 from stoplab_platform.errors import StoreUnavailable
+from stoplab_platform.files import write_json
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import write_json
 from support_api import COMPARE, SPEC, Api, NoRunner, eventually, running_api
 
 Labels = tuple[tuple[str, str], ...]

@@ -8,8 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from stoplab_api.answers import TrialListBody
+from stoplab_platform.files import write_json
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import write_json
 from support_api import COMPARE, SPEC, Api, running_api
 
 

@@ -19,9 +19,9 @@ from stoplab_api.answers import TrialListBody
 from stoplab_api.cli import trials
 from stoplab_api.cli.main import app
 from stoplab_api.client import Client
+from stoplab_platform.files import write_json
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import write_json
 from support_api import COMPARE, SPEC, Api, running_api, secret
 from support_reports import compared, swept
 

@@ -13,8 +13,9 @@ import pytest
 
 from stoplab_platform.exits import Exit
 from stoplab_platform.fence import own
+from stoplab_platform.files import read_json
 from stoplab_platform.jobs.states import ReasonCode
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers.launch import execute
 from stoplab_trainers.summary import summary_of

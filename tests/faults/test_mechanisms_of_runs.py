@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from stoplab_platform.errors import Stopped, TrackerUnavailable
+from stoplab_platform.files import write_json
 from stoplab_platform.handoff import read_heartbeat
-from stoplab_platform.paths import JobFolder, RunFolder, write_json
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.tracking import SpoolTracker, client, drain, spool
 from stoplab_platform.tracking.mlflow_runs import Runs
 from stoplab_platform.tracking.sender import Sender

@@ -14,10 +14,11 @@ from sqlalchemy import create_engine, text
 from stoplab_platform.backup import MANIFEST, backup, restore
 from stoplab_platform.errors import SettingsError
 from stoplab_platform.extras import Extra
+from stoplab_platform.files import write_atomic
 from stoplab_platform.jobs.models import Role
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, Ledger
-from stoplab_platform.paths import Home, write_atomic
+from stoplab_platform.paths import Home
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from support_jobs import running_lab, trainer

@@ -10,10 +10,10 @@ import pytest
 
 from stoplab_platform import settle
 from stoplab_platform.errors import IllegalMove, NotFound
+from stoplab_platform.files import write_json
 from stoplab_platform.jobs.models import Job, JobQuery
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import write_json
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 from stoplab_platform.settle import Settler

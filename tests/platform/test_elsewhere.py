@@ -13,10 +13,11 @@ import pytest
 from stoplab_platform import remote, retention, settle
 from stoplab_platform.adoption import adopt
 from stoplab_platform.elsewhere import LEFT, Place, begin_at, place_of, places
+from stoplab_platform.files import write_atomic
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import RunFolder, write_atomic
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.retention import Retention
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.service import Jobs

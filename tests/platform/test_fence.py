@@ -20,9 +20,10 @@ from stoplab_platform.decide import Patience
 from stoplab_platform.errors import Fenced
 from stoplab_platform.exits import Exit
 from stoplab_platform.fence import bury, own, owner
+from stoplab_platform.files import write_json
 from stoplab_platform.handoff import read_heartbeat, read_result
 from stoplab_platform.jobs.states import ReasonCode, State
-from stoplab_platform.paths import JobFolder, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.reconciler import Reconciler
 from stoplab_platform.runner.local import LocalRunner
 from stoplab_platform.supervisor import TERM_TO_KILL_S, Supervisor

@@ -13,9 +13,10 @@ from stoplab_platform import settle
 from stoplab_platform.attempts import Attempts
 from stoplab_platform.errors import IllegalMove, RunnerUnavailable
 from stoplab_platform.fence import own, owner
+from stoplab_platform.files import write_atomic
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import ReasonCode, State
-from stoplab_platform.paths import JobFolder, write_atomic
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.queueing import Queue
 from stoplab_platform.runner.base import Launch, Observed, RunnerState
 from stoplab_platform.runner.local import LocalRunner

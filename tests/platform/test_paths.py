@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stoplab_platform.paths import Home, RunFolder, read_json, write_atomic, write_json
+from stoplab_platform.files import read_json, write_atomic, write_json
+from stoplab_platform.paths import Home, RunFolder
 
 
 def names(owner: object) -> list[Path]:

@@ -10,9 +10,9 @@ import pytest
 from stoplab_platform import settle
 from stoplab_platform.admission import Admission, Claim, demand, told_limits
 from stoplab_platform.errors import SettingsError, SpecError
+from stoplab_platform.files import read_json
 from stoplab_platform.jobs.models import Principal, Role
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import read_json
 from stoplab_platform.quotas import Quota
 from stoplab_platform.resources import Resources
 from stoplab_platform.service import Jobs

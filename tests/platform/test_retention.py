@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
+from stoplab_platform.files import write_atomic
 from stoplab_platform.jobs.models import IdempotencyRecord, Job
 from stoplab_platform.jobs.states import State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import write_atomic
 from stoplab_platform.retention import Due, Keeper, Retention
 from stoplab_platform.settings import Settings
 from support_store import evaluation, lab_settings, new_job, open_store, run_spec, wait_for

@@ -11,9 +11,10 @@ from stoplab_platform import settle
 from stoplab_platform.adoption import adopt, adopt_cells
 from stoplab_platform.errors import IllegalMove
 from stoplab_platform.fence import owner
+from stoplab_platform.files import remove, write_atomic
 from stoplab_platform.jobs.states import State
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import Home, JobFolder, remove, write_atomic
+from stoplab_platform.paths import Home, JobFolder
 from stoplab_platform.service import Jobs
 from stoplab_platform.specs import ComparisonSpec, load_spec
 from support_jobs import running_lab, script

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoplab_platform.errors import TrackerUnavailable
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import (
     Point,
     SpoolTracker,

@@ -10,11 +10,11 @@ import pytest
 
 from stoplab_platform.admission import QueueInfo
 from stoplab_platform.errors import Conflict, Forbidden, IllegalMove, KeyReused, NotFound, SpecError
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.handoff import read_stop
 from stoplab_platform.jobs.models import IdempotencyRecord, Intent, Job, JobQuery
 from stoplab_platform.jobs.states import ReasonCode, State
 from stoplab_platform.jobs.store import JobStore
-from stoplab_platform.paths import read_json, write_json
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 from support_store import (

@@ -17,6 +17,7 @@ import pytest
 from stoplab_platform.errors import Fenced
 from stoplab_platform.exits import Exit
 from stoplab_platform.fence import claim_attempt, own, owner
+from stoplab_platform.files import write_json
 from stoplab_platform.handoff import (
     Result,
     clear_stop,
@@ -27,7 +28,7 @@ from stoplab_platform.handoff import (
 )
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.jobs.states import ReasonCode
-from stoplab_platform.paths import JobFolder, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.supervisor import entrypoint, judge
 from stoplab_platform.tracking.sender import sent_run_id
 from support_jobs import gone

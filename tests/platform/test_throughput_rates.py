@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from stoplab_platform.paths import Home, JobFolder, write_atomic, write_json
+from stoplab_platform.files import write_atomic, write_json
+from stoplab_platform.paths import Home, JobFolder
 from stoplab_platform.rates import Measured, measured, rate, shape
 from stoplab_platform.specs import RunSpec, override, parse
 from support_runs import tiny

@@ -9,8 +9,8 @@ import pytest
 
 from stoplab_platform import masks
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json
 from stoplab_platform.ledger import Ledger
-from stoplab_platform.paths import read_json
 from stoplab_sweeps.cells import train
 from stoplab_sweeps.study import run_study
 from stoplab_trainers.data.plan import Plan

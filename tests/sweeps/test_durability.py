@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.paths import read_json, write_json
 from stoplab_platform.specs import SweepSpec
 from stoplab_platform.tracking import client
 from stoplab_sweeps.cells import plan, run_of

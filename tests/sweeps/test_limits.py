@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import write_json
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import write_json
 from stoplab_platform.resources import Resources
 from stoplab_platform.specs import ComparisonSpec
 from stoplab_platform.specs.run import ComputeSpec

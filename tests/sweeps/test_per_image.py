@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
-from stoplab_platform.paths import read_json, write_json
+from stoplab_platform.files import read_json, write_json
 from stoplab_sweeps.compare import result
 from stoplab_sweeps.per_image import Told, per_image, read_right
 from stoplab_sweeps.study import run_study

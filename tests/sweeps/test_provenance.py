@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from stoplab_platform.files import write_json
 from stoplab_platform.ledger import Cell, CellState, Ledger
 from stoplab_platform.masks import effective_ratio
-from stoplab_platform.paths import JobFolder, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_sweeps.provenance import notes
 from support_studies import certificate, comparison, finished
 

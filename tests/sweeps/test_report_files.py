@@ -11,8 +11,9 @@ import pytest
 from matplotlib.image import imread
 
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.ledger import Ledger
-from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_sweeps import pictures, report_main
 from stoplab_sweeps.compare import result
 from stoplab_sweeps.curves import learning_curves

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial
 
+from stoplab_platform.files import read_json
 from stoplab_platform.ledger import Cell, CellState
-from stoplab_platform.paths import read_json
 from stoplab_platform.specs import SweepSpec
 from stoplab_sweeps.schedulers import EPOCH, ObeyedScheduler, scheduler_of, scores
 from support_studies import comparison, start, sweep

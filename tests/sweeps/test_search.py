@@ -8,8 +8,8 @@ import pytest
 
 from stoplab_platform.errors import SpecError
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import write_json
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import write_json
 from stoplab_platform.specs import SweepSpec
 from stoplab_sweeps import search
 from stoplab_sweeps.cells import by_point, cells_at, run_of

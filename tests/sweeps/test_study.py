@@ -11,8 +11,9 @@ import pytest
 from stoplab_platform.adoption import adopt_cells
 from stoplab_platform.errors import SpecError, Stopped
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.tracking import client
 from stoplab_sweeps.cells import plan
 from stoplab_sweeps.feed import Feed

@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.ledger import CellState
 from stoplab_platform.masks import effective_ratio
-from stoplab_platform.paths import JobFolder, read_json, write_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import ComparisonSpec, SweepSpec, load_spec
 from stoplab_platform.tracking import client
 from stoplab_sweeps.cells import plan, run_of

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform.errors import SpecError, Stopped
-from stoplab_platform.paths import RunFolder, read_lines
+from stoplab_platform.files import read_lines
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers import checkpoint
 from stoplab_trainers.launch import execute

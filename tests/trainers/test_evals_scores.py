@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from stoplab_platform.paths import read_json
+from stoplab_platform.files import read_json
 from stoplab_platform.scorebook import read_scores
 from stoplab_platform.specs.data import DataSpec, EvalDataSpec
 from stoplab_platform.specs.evals import KnnEval, LinearEval, LowShotEval, versioned

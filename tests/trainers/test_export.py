@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import JobFolder, RunFolder, write_atomic
+from stoplab_platform.files import write_atomic
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.specs.weights import Start

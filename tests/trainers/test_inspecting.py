@@ -17,7 +17,8 @@ from sklearn.datasets import load_sample_images
 
 from stoplab_platform.errors import CheckpointError, DataError, SpecError
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import Home, JobFolder, RunFolder, read_json, write_atomic
+from stoplab_platform.files import read_json, write_atomic
+from stoplab_platform.paths import Home, JobFolder, RunFolder
 from stoplab_trainers import checkpoint, inspecting
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.launch import execute

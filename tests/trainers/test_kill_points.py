@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stoplab_platform.paths import RunFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import RunFolder
 from stoplab_trainers.summary import Summary, summary_of
 from support_invariants import goes_on, has_logged
 from support_runs import tiny

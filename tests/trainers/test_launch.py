@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform.errors import Stopped
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.scorebook import read_scores
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import client

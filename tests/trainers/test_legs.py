@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform.errors import CheckpointError, Stopped
-from stoplab_platform.paths import write_json
+from stoplab_platform.files import write_json
 from stoplab_trainers.launch import execute
 from stoplab_trainers.resuming import Leg
 from support_runs import folder, identity, tiny

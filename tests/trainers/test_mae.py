@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stoplab_platform import masks as drawing
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, steps

@@ -14,7 +14,8 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from stoplab_platform.errors import Fenced, Stopped
-from stoplab_platform.paths import RunFolder, write_json
+from stoplab_platform.files import write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_trainers import checkpoint
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics.noise import position_stats

@@ -21,8 +21,9 @@ from stoplab_platform import plugins
 from stoplab_platform.cost import flops
 from stoplab_platform.errors import SpecError
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json
 from stoplab_platform.masks import context_tokens, effective_ratio, num_blocks, target_tokens
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.specs import RunSpec, SweepSpec, applied, parse
 from stoplab_platform.specs.schema import schema_of
 from stoplab_trainers.data.shards import ShardSet

@@ -18,7 +18,8 @@ import torch
 
 from stoplab_platform.elsewhere import places
 from stoplab_platform.errors import DataAway, DataError, Stopped
-from stoplab_platform.paths import RunFolder, read_lines, write_json
+from stoplab_platform.files import read_lines, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.references import Found
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings

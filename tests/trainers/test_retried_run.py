@@ -15,9 +15,10 @@ import pytest
 from stoplab_platform.adoption import adopt
 from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.fence import own
+from stoplab_platform.files import read_lines, write_json
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
-from stoplab_platform.paths import Home, read_lines, write_json
+from stoplab_platform.paths import Home
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import client
 from stoplab_trainers import hooks

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stoplab_platform.errors import Stopped
-from stoplab_platform.paths import read_lines, write_json
+from stoplab_platform.files import read_lines, write_json
 from stoplab_platform.tracking import client
 from stoplab_platform.tracking.sender import sent_run_id
 from stoplab_trainers import checkpoint

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.references import find
 from stoplab_platform.settings import Settings
 from stoplab_trainers.main import main

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import RunFolder
 from support_runs import folder
 from support_store import wait_for
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from stoplab_platform.files import read_json, read_lines
 from stoplab_platform.jobs.states import ReasonCode
-from stoplab_platform.paths import RunFolder, read_json, read_lines
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.supervisor import judge
 from stoplab_platform.tracking import MemoryTracker, SpoolTracker
 from stoplab_trainers import checkpoint

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from stoplab_platform.errors import Stopped
-from stoplab_platform.paths import RunFolder, write_json
+from stoplab_platform.files import write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_trainers import checkpoint, writing
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.hooks import Saving, Stopping

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from stoplab_platform.paths import RunFolder, write_json
+from stoplab_platform.files import write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import Run
 from stoplab_trainers.measure import Diverged

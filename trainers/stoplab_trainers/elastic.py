@@ -20,8 +20,9 @@ import ray
 
 from stoplab_platform.errors import Stopped
 from stoplab_platform.failures import budget, cause_in
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.jobs.states import ReasonCode
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_trainers.notice import PREEMPTED, RESIZE, Draining, Notice, draining
 from stoplab_trainers.room import Room, resources_of
 from stoplab_trainers.summary import Summary

@@ -7,7 +7,8 @@ import time
 
 import torch
 
-from stoplab_platform.paths import RunFolder, write_atomic
+from stoplab_platform.files import write_atomic
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.references import referred
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import EvaluationSpec

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from stoplab_platform.errors import Fenced, Stopped
-from stoplab_platform.paths import RunFolder, read_json, read_lines, write_json
+from stoplab_platform.files import read_json, read_lines, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import Tracker
 from stoplab_trainers import checkpoint
 from stoplab_trainers.evals.outcome import spelled

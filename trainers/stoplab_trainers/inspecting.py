@@ -36,7 +36,8 @@ from stoplab_platform.errors import (
     StoplabError,
 )
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import RunFolder, write_atomic, write_json
+from stoplab_platform.files import write_atomic, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.references import find
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stoplab_platform.paths import RunFolder, read_json, read_lines
+from stoplab_platform.files import read_json, read_lines
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers import checkpoint, elastic

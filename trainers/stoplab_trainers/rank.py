@@ -13,8 +13,9 @@ import torch
 
 from stoplab_platform import logs
 from stoplab_platform.errors import Fenced, Stopped
+from stoplab_platform.files import write_atomic
 from stoplab_platform.masks import effective_ratio
-from stoplab_platform.paths import RunFolder, write_atomic
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity, SpoolTracker, flatten
@@ -73,9 +74,8 @@ def run_rank(
     Raises on every rank: `errors.Stopped` when the stop file, `RunFolder.prune`, `.leave` or any
     rank's ``notice`` asks for it; `errors.Fenced` when a newer attempt owns the job's folder.
     """
-    began = time.monotonic()
+    began, settings = time.monotonic(), Settings()
     torch.set_num_threads(spec.compute.resolved_threads)
-    settings = Settings()
     shards = ShardSet.open(spec.data.train, settings.folders.cache, spec.data.storage)
     run = Run(spec, shards, world, leg.until_epoch if leg else None)
     # Machine facts may change between attempts; the weights that go on must not.
@@ -83,28 +83,25 @@ def run_rank(
     goes_on = checkpoint.there(checkpoint.stores(folder))
     given = begin(run, folder, owner, leg)
     facts = _facts(spec, world, shards) | descent(leg) | given
-    stop_files = [file for file in (stop_file, folder.prune, folder.leave) if file]
+    stops = [file for file in (stop_file, folder.prune, folder.leave) if file]
     if world.rank > 0:
         saving = Saving(folder, owner | given)
-        _train(run, [saving, Stopping(stop_files, saving, notice=notice)], watchdog, notice)
+        _train(run, [saving, Stopping(stops, saving, notice=notice)], watchdog, notice)
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
-        tracker.start(identity, flatten(spec.plain()))
-        _introduce(spec, folder, shards, tracker)
+        _introduce(run, identity, folder, tracker)
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
-        last, telling = Last(), ProgressFile(folder, on_progress)
-        watching = Watching(run, tracker, folder)
+        last, watching = Last(), Watching(run, tracker, folder)
         saving = Saving(folder, owner | given, tracker, watchdog.patience)
-        stopping = Stopping(stop_files, saving, fence(settings), notice)
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
-        # Saved before it is judged: what goes wrong there costs no step.
-        hooks: list[Hook] = [last, Reporting(tracker), watching, telling, saving]
-        hooks += [*map(watchdog.patiently, judging), stopping]
         with explained(run, folder), saving:
-            final = _train(run, hooks, watchdog, notice)
+            final = _train(run, [  # saved before it is judged: what goes wrong there costs no step
+                last, Reporting(tracker), watching, ProgressFile(folder, on_progress), saving,
+                *map(watchdog.patiently, judging), Stopping(stops, saving, fence(settings), notice),
+            ], watchdog, notice)  # fmt: skip
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, final["model"], folder, tracker)
         tracker.tags({"stoplab.weights_sha256": (weights := _hash(final))})
@@ -220,8 +217,10 @@ def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: SpoolTracker) -> None:
-    """A tag to group by; the spec, what its masks cover, and a picture of them, once."""
+def _introduce(run: Run, identity: RunIdentity, folder: RunFolder, tracker: SpoolTracker) -> None:
+    """Who it is, a tag to group by; the spec, what its masks cover, a picture of them, once."""
+    spec = run.spec
+    tracker.start(identity, flatten(spec.plain()))
     # The scales behind a ratio differ from grid to grid.
     ratio = effective_ratio(spec.masking, spec.grid)
     tracker.tags({"stoplab.masking_ratio": f"{ratio:.2f}"})
@@ -235,7 +234,7 @@ def _introduce(spec: RunSpec, folder: RunFolder, shards: ShardSet, tracker: Spoo
     if spec.collapse != "off" and (starved := starvation(seen)):
         tell(starved, folder, tracker)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    images = first_images(shards, spec.data.image_size, PICTURED)
+    images = first_images(run.shards, spec.data.image_size, PICTURED)
     masks_figure(spec, images, picture)
     tracker.artifact(picture)
 

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from stoplab_platform.errors import Fenced
 from stoplab_platform.fence import is_fenced
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.settings import Settings
 from stoplab_trainers.loop import World
 

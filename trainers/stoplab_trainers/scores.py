@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from stoplab_platform.paths import RunFolder, write_json
+from stoplab_platform.files import write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.scorebook import Score, write_scores
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.specs.base import canonical_digest

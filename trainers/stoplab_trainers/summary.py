@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stoplab_platform.paths import RunFolder, read_json, write_atomic
+from stoplab_platform.files import read_json, write_atomic
+from stoplab_platform.paths import RunFolder
 
 
 class Summary(BaseModel):

@@ -15,7 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 from stoplab_platform.errors import Fenced, StoplabError, Stopped
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.redaction import redacted
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity

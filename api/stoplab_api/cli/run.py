@@ -17,11 +17,12 @@ from stoplab_api.cli.submit import load_here
 from stoplab_platform.errors import SpecError
 from stoplab_platform.exits import Exit
 from stoplab_platform.fence import own, owner
+from stoplab_platform.files import read_json, write_atomic
 from stoplab_platform.handoff import clear_stop, request_stop
 from stoplab_platform.ids import new_job_id
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.ledger import Ledger
-from stoplab_platform.paths import JobFolder, read_json, write_atomic
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.secret_files import ensure_secret
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import AnySpec, load_spec

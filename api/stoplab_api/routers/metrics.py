@@ -14,11 +14,12 @@ from stoplab_api.examples import METRICS, SERIES
 from stoplab_api.findings import MetricListBody, SeriesListBody
 from stoplab_api.problems import ApiProblem, documented
 from stoplab_api.rendering import Json
+from stoplab_platform.files import read_json
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import STUDIES
 from stoplab_platform.jobs.views import stamp
 from stoplab_platform.ledger import Ledger
-from stoplab_platform.paths import RunFolder, read_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import Point, finite, read_last, read_series, sent_run_id, thinned
 
 PARENT = "parent"

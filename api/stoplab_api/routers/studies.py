@@ -15,10 +15,11 @@ from stoplab_api.context import Lab, LabDep
 from stoplab_api.examples import COMPARISON, SURFACE, TRIALS
 from stoplab_api.problems import ApiProblem, documented
 from stoplab_api.rendering import Json
+from stoplab_platform.files import read_json
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.views import stamp
 from stoplab_platform.ledger import Cell, CellState, Ledger
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.trials import FIELDS, Choice, as_csv, as_parquet, in_order
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["studies"])

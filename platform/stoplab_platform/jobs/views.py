@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from stoplab_platform.admission import QueueInfo
+from stoplab_platform.files import read_json
 from stoplab_platform.jobs.models import Event, Job
 from stoplab_platform.jobs.states import STUDIES, ReasonCode, State, allowed_actions
-from stoplab_platform.paths import JobFolder, read_json
+from stoplab_platform.paths import JobFolder
 from stoplab_platform.redaction import without_credentials
 from stoplab_platform.settings import Settings
 

@@ -17,7 +17,7 @@ import psutil
 from filelock import FileLock
 
 from stoplab_platform.errors import RunnerUnavailable
-from stoplab_platform.paths import read_json, write_json
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.runner.base import Launch, Observed, RunnerState
 
 KILL_AFTER_S = 3.0  # as Ray does

@@ -13,7 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stoplab_platform.errors import TrackerRefused, TrackerUnavailable
-from stoplab_platform.paths import JobFolder, RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.tracking.lines import whole_lines
 from stoplab_platform.tracking.mlflow_runs import Runs
 

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from stoplab_platform.errors import TrackerUnavailable
-from stoplab_platform.paths import RunFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking.lines import whole_lines
 from stoplab_platform.tracking.mlflow_runs import history, last_values
 

@@ -16,7 +16,7 @@ from threading import Lock
 import numpy as np
 
 from stoplab_platform.errors import DataError
-from stoplab_platform.paths import read_lines
+from stoplab_platform.files import read_lines
 from stoplab_platform.randomness import Stream, row_keys, uniforms
 from stoplab_trainers.data.shards import ShardSet
 

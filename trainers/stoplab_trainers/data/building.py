@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
-from stoplab_platform.paths import read_json, write_json
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.randomness import Stream, generator
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_trainers.data.cache import locked

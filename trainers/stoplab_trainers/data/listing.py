@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stoplab_platform.errors import DataError, DataMissing
-from stoplab_platform.paths import write_atomic
+from stoplab_platform.files import write_atomic
 from stoplab_platform.remote import Options, Remote
 from stoplab_trainers.data.cache import locked, replacing
 from stoplab_trainers.data.index import ShardIndex

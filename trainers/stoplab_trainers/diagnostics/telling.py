@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from stoplab_platform.paths import RunFolder, read_json, write_json
+from stoplab_platform.files import read_json, write_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import Tracker
 from stoplab_trainers.diagnostics.alarm import TAGS, Finding
 from stoplab_trainers.diagnostics.coverage import Coverage

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from stoplab_platform.errors import DataError
-from stoplab_platform.paths import read_json, write_json
+from stoplab_platform.files import read_json, write_json
 from stoplab_platform.scorebook import Score, Shown
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.evals import Protocol, labelled, versioned

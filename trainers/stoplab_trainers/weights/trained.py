@@ -8,7 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from stoplab_platform.errors import CheckpointError
-from stoplab_platform.paths import RunFolder, read_json
+from stoplab_platform.files import read_json
+from stoplab_platform.paths import RunFolder
 from stoplab_platform.references import Found
 from stoplab_platform.specs import RunSpec, load_spec
 from stoplab_platform.tracking import sent_run_id
