@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from stoplab_platform.fence import own
-from stoplab_platform.files import read_json
-from stoplab_platform.paths import JobFolder
+from stoplab_platform.files import read_json, read_lines
+from stoplab_platform.paths import JobFolder, RunFolder
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers.summary import Summary, summary_of
 from support_store import wait_for
@@ -52,10 +53,14 @@ class Drive:
         self._process.wait()
         return self._process.pid
 
+    def wait(self) -> int:
+        """Until the driver ends; its exit code."""
+        wait_for(lambda: self._process.poll() is not None, f"{self.job} ends", DEADLINE_S)
+        return self._process.returncode
+
     def finish(self) -> Summary:
         """What the run came to; the driver ends well."""
-        wait_for(lambda: self._process.poll() is not None, f"{self.job} ends", DEADLINE_S)
-        assert self._process.returncode == 0, self.tail()
+        assert self.wait() == 0, self.tail()
         summary = summary_of(self.run)
         assert summary is not None
         return summary
@@ -89,9 +94,22 @@ class Drive:
 
     def until(self, step: int) -> None:
         """Wait until the run has come to a step."""
-        there = lambda: self.step() >= step or self._process.poll() is not None  # noqa: E731
-        wait_for(there, f"step {step}", DEADLINE_S)
+        self.sees(lambda: self.step() >= step, f"step {step}")
+
+    def sees(self, condition: Callable[[], object], what: str) -> None:
+        """Wait while the driver lives."""
+        wait_for(lambda: condition() or self._process.poll() is not None, what, DEADLINE_S)
         assert self._process.poll() is None, self.tail()
+
+    def logged(self, metric: str) -> dict[int, float]:
+        """A metric by step, as it was sent to the tracker."""
+        return logged(self.run, metric)
+
+    def resumed(self) -> list[int]:
+        """The steps from which workers went on."""
+        log = self.run.rank_log(0)
+        words = log.read_text(errors="replace") if log.exists() else ""
+        return [int(step) for step in re.findall(r"resumed at step (\d+)", words)]
 
     def living(self) -> Iterator[tuple[psutil.Process, str]]:
         """Processes of this job, of whichever attempt, and how each calls itself."""
@@ -104,3 +122,9 @@ class Drive:
     def tail(self) -> str:
         """The driver's last words."""
         return self.log.read_text(errors="replace")[-3000:]
+
+
+def logged(run: RunFolder, metric: str) -> dict[int, float]:
+    """A metric by step, as a run sent it to the tracker; of a repeated step the last."""
+    told = (line for line in read_lines(run.spool) if metric in line.get("values", {}))
+    return {line["step"]: line["values"][metric] for line in told}

@@ -101,6 +101,20 @@ class Raylets:
         wait_for(lambda: STARTED in log.read_text(errors="replace"), f"{node.name} joins", JOINS_S)
         return node
 
+    def add(self, num_cpus: int) -> Raylet:
+        """One more node, a part of the cluster."""
+        return self.joined(self.begin(num_cpus=num_cpus))
+
+    def drain(self, node_id: str, deadline_s: int) -> None:
+        """Tell Ray that a node will be taken away."""
+        command = [
+            str(Path(sys.executable).with_name("ray")), "drain-node",
+            f"--address={self.head.gcs}", f"--node-id={node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=preempted",
+            f"--deadline-remaining-seconds={deadline_s}",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, env=self.head.env, capture_output=True)
+
     def kill(self, node: Raylet) -> int:
         """Lose a node, for good."""
         self.nodes.remove(node)

@@ -8,7 +8,6 @@ could, so those processes have to see for themselves that they are no longer wan
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -86,7 +85,7 @@ def _kill(
     kind: str, drive: Drive, cluster: Raylets, rng: np.random.Generator, ledger: KillLedger
 ) -> None:
     """Kill one of a kind, and see the run go on."""
-    group, told, began = drive.group(), _resumed(drive), time.monotonic()
+    group, told, began = drive.group(), drive.resumed(), time.monotonic()
     rank = int(rng.integers(WORKERS))
     if kind == "worker":
         what, pid = f"rank {rank}", drive.pid(rank)
@@ -103,21 +102,14 @@ def _kill(
         at = has_logged(drive.run)
         assert time.monotonic() < began + DEADLINE_S, f"{what} was killed, and nobody went on"
         time.sleep(0.05)
-    wait_for(lambda: len(_resumed(drive)) > len(told), "the run goes on", DEADLINE_S)
-    resumed = _resumed(drive)[-1]
+    wait_for(lambda: len(drive.resumed()) > len(told), "the run goes on", DEADLINE_S)
+    resumed = drive.resumed()[-1]
     goes_on(drive.run, at, EVERY)
     ledger.did(kind)
     ledger.note(
         f"{what} (process {pid}) at step {at}, on from {resumed} after "
         f"{time.monotonic() - began:.0f} s: {at - resumed} steps lost"
     )
-
-
-def _resumed(drive: Drive) -> list[int]:
-    """The steps from which workers went on."""
-    log = drive.run.rank_log(0)
-    words = log.read_text(errors="replace") if log.exists() else ""
-    return [int(step) for step in re.findall(r"resumed at step (\d+)", words)]
 
 
 def _living(drive: Drive) -> list[str]:

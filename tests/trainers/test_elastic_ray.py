@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,21 +10,20 @@ from typing import Any
 import pytest
 
 from stoplab_platform.exits import Exit
-from stoplab_platform.paths import RunFolder
+from stoplab_platform.files import read_json
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import World
 from stoplab_trainers.rank import run_rank
-from stoplab_trainers.summary import Summary, summary_of
 from stoplab_trainers.watchdog import Watchdog
+from support_drives import Drive, logged
 from support_invariants import has_logged
-from support_nodes import Cluster, cluster, losses, place_of, workers
+from support_raylets import Raylets, raylets
 from support_runs import folder, identity, tiny
-from support_store import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-DEADLINE_S = 240.0
 EVERY = 20  # steps between checkpoints
+LOSS, WORKERS = "train/loss", "train/workers"
 
 
 def spec_of(**changes: Any) -> RunSpec:
@@ -38,34 +35,15 @@ def spec_of(**changes: Any) -> RunSpec:
     })  # fmt: skip
 
 
-class Driver:
-    """A run's driver that joined the cluster, and what it leaves."""
-
-    def __init__(self, process: subprocess.Popen[bytes], run: RunFolder, log: Path) -> None:
-        self.process, self.run, self._log = process, run, log
-
-    def until(self, condition: Any, what: str) -> None:
-        """Wait while it lives."""
-        wait_for(lambda: condition() or self.process.poll() is not None, what, DEADLINE_S)
-        assert self.process.poll() is None, self.said()
-
-    def said(self) -> str:
-        """Its log."""
-        return self._log.read_text()
-
-
 @contextmanager
-def driver(found: Cluster, spec: RunSpec, root: Path, home: Path) -> Iterator[Driver]:
-    """Starts the run and leaves no process of it."""
-    path = root / "spec.yaml"
-    path.write_text(spec.to_yaml())
-    process = found.train(path, "j_run", home)
-    run = RunFolder(home / "jobs" / "j_run" / "runs" / "run")
+def driven(cluster: Raylets, spec: RunSpec, home: Path) -> Iterator[Drive]:
+    """A run's driver that joined the cluster; no process of it is left."""
+    drive = Drive(spec, "j_run", home, cluster.head.env)
+    drive.start()
     try:
-        yield Driver(process, run, path.with_name("driver.log"))
+        yield drive
     finally:
-        process.kill()
-        process.wait()
+        drive.close()
 
 
 def test_four_then_two_then_three_workers_train_as_one_undisturbed(
@@ -75,69 +53,65 @@ def test_four_then_two_then_three_workers_train_as_one_undisturbed(
     whole = folder(tmp_path, "whole")
     undisturbed = run_rank(spec, whole, identity(), World(), Watchdog(whole, World()))
     assert undisturbed is not None
-    with cluster(tmp_path, [2, 2]) as (found, (_, second)):
-        with driver(found, spec, tmp_path, home) as ran:
-            ran.until(lambda: has_logged(ran.run) > 3 * EVERY, "steps of four workers")
-            killed_at = has_logged(ran.run)
-            found.kill(second)
-            ran.until(lambda: 2 in workers(ran.run).values(), "steps of two workers")
-            found.add(1)
-            ran.until(lambda: 3 in workers(ran.run).values(), "steps of three workers")
-            assert ran.process.wait(DEADLINE_S) == Exit.OK, ran.said()
-            said = ran.said()
-    print("\n".join(found.done), *_moves(said), sep="\n")
-    ended = summary_of(ran.run)
-    assert isinstance(ended, Summary)
+    with raylets(0) as cluster:
+        _, second = cluster.add(2), cluster.add(2)
+        with driven(cluster, spec, home) as drive:
+            drive.sees(lambda: has_logged(drive.run) > 3 * EVERY, "steps of four workers")
+            killed_at, raylet = has_logged(drive.run), cluster.kill(second)
+            drive.sees(lambda: 2 in drive.logged(WORKERS).values(), "steps of two workers")
+            cluster.add(1)
+            drive.sees(lambda: 3 in drive.logged(WORKERS).values(), "steps of three workers")
+            ended = drive.finish()
+    print(f"raylet {raylet} was killed at step {killed_at}", *_moves(drive), sep="\n")
+    said = drive.log.read_text()
     assert "goes on with 2 workers (of 4): node lost" in said
     assert "goes on with 3 workers (of 4): room for more" in said
-    lost, grown = _resumed(ran.run)
+    lost, grown = drive.resumed()
     assert killed_at - 2 * EVERY <= lost <= killed_at + EVERY
-    by_step = workers(ran.run)
+    by_step = drive.logged(WORKERS)
     assert [by_step[grown], by_step[grown + 1]] == [2, 3], "a step was lost by growing"
     assert set(by_step.values()) == {4, 3, 2}
     assert ended.certificate == undisturbed.certificate
     assert ended.run_digest == undisturbed.run_digest
-    one, many = losses(whole), losses(ran.run)
+    one, many = logged(whole, LOSS), drive.logged(LOSS)
     assert list(many) == list(one) == list(range(1, undisturbed.steps + 1))
     furthest = max(abs(many[step] / one[step] - 1) for step in one)
     print(f"{len(one)} losses, at most {furthest:.1e} apart")
     assert furthest < 1e-3
 
 
-def test_a_drained_node_costs_no_step_where_the_others_go_on(tmp_path: Path, home: Path) -> None:
+def test_a_drained_node_costs_no_step_where_the_others_go_on(home: Path) -> None:
     spec = spec_of(
         compute__workers=2, compute__min_workers=1, optim__epochs=8, checkpoint__every_steps=10_000
     )
-    with cluster(tmp_path, [1, 1]) as (found, _), driver(found, spec, tmp_path, home) as ran:
-        ran.until(lambda: has_logged(ran.run) > EVERY, "steps of two workers")
-        found.drain(place_of(ran.run, 1), 120)
-        assert ran.process.wait(DEADLINE_S) == Exit.OK, ran.said()
-        said = ran.said()
-    print("\n".join(found.done), *_moves(said), sep="\n")
-    assert "goes on with 1 workers (of 2): a node is taken away" in said
-    (saved,) = _resumed(ran.run)
-    by_step = workers(ran.run)
+    with raylets(2) as cluster, driven(cluster, spec, home) as drive:
+        drive.sees(lambda: has_logged(drive.run) > EVERY, "steps of two workers")
+        cluster.drain(_node(drive, 1), 120)
+        drive.finish()
+    print(*_moves(drive), sep="\n")
+    assert "goes on with 1 workers (of 2): a node is taken away" in drive.log.read_text()
+    (saved,) = drive.resumed()
+    by_step = drive.logged(WORKERS)
     assert [by_step[saved], by_step[saved + 1]] == [2, 1], "a step was lost"
 
 
-def test_a_drained_node_ends_an_attempt_of_fixed_workers_saved(tmp_path: Path, home: Path) -> None:
+def test_a_drained_node_ends_an_attempt_of_fixed_workers_saved(home: Path) -> None:
     spec = spec_of(compute__workers=2, optim__epochs=40, checkpoint__every_steps=10_000)
-    with cluster(tmp_path, [1, 1]) as (found, _), driver(found, spec, tmp_path, home) as ran:
-        ran.until(lambda: has_logged(ran.run) > EVERY, "steps")
-        found.drain(place_of(ran.run, 0), 120)
-        assert ran.process.wait(DEADLINE_S) == Exit.STOPPED, ran.said()
-    newest = checkpoint.latest(ran.run.checkpoints)
+    with raylets(2) as cluster, driven(cluster, spec, home) as drive:
+        drive.sees(lambda: has_logged(drive.run) > EVERY, "steps")
+        cluster.drain(_node(drive, 0), 120)
+        assert drive.wait() == Exit.STOPPED, drive.tail()
+    newest = checkpoint.latest(drive.run.checkpoints)
     assert newest is not None
     saved = checkpoint.load(newest, identity=None)[0]
-    print("\n".join(found.done), f"saved at step {saved}", sep="\n")
-    assert saved == has_logged(ran.run)
-    assert f"stopped (PREEMPTED) at step {saved}" in ran.said()
+    print(f"saved at step {saved}")
+    assert saved == has_logged(drive.run)
+    assert f"stopped (PREEMPTED) at step {saved}" in drive.log.read_text()
 
 
-def _resumed(run: RunFolder) -> list[int]:
-    """The steps that later groups of workers went on from."""
-    return [int(step) for step in re.findall(r"resumed at step (\d+)", run.rank_log(0).read_text())]
+def _node(drive: Drive, rank: int) -> str:
+    return str(read_json(drive.run.place(rank))["node"])
 
 
-def _moves(said: str) -> list[str]:
-    return [line for line in said.splitlines() if "workers (of" in line]
+def _moves(drive: Drive) -> list[str]:
+    return [line for line in drive.log.read_text().splitlines() if "workers (of" in line]
