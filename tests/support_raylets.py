@@ -25,6 +25,7 @@ class Raylet:
     """One node: `ray start`, and below it the raylet, its agents and its workers."""
 
     name: str
+    started: subprocess.Popen[bytes]
     process: psutil.Process
 
     @property
@@ -54,6 +55,7 @@ class Raylet:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=30)
+        self.started.wait(30)
 
 
 @dataclass
@@ -90,7 +92,7 @@ class Raylets:
                 list(map(str, command)), stdout=log, stderr=log, start_new_session=True,
                 env={**self.head.env, **(env or {})},
             )  # fmt: skip
-        node = Raylet(name, psutil.Process(process.pid))
+        node = Raylet(name, process, psutil.Process(process.pid))
         self.nodes.append(node)
         self.everyone.append(node)
         return node
