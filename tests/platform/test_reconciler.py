@@ -94,7 +94,7 @@ class TestLife:
 
     def test_the_digest_comes_to_the_row(self, home: Path) -> None:
         code = (
-            "from stoplab_platform.paths import write_json;"
+            "from stoplab_platform.files import write_json;"
             "from stoplab_platform.settings import Settings; s = Settings();"
             "write_json(s.folders.job(s.job_id).run('run').summary, {'run_digest': 'abc'})"
         )
