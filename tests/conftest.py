@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.metadata import version
@@ -96,6 +96,15 @@ def mlflow_uri(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[int]:
+    """The port of a real S3 server, with one empty bucket."""
+    from support_s3 import s3_server
+
+    with s3_server() as port:
+        yield port
 
 
 @pytest.fixture(scope="session")

@@ -23,18 +23,12 @@ from stoplab_platform.secret_store import Secrets
 from stoplab_platform.service import Jobs
 from stoplab_platform.settings import Settings
 from stoplab_platform.settle import Settler
-from support_s3 import BUCKET, OPTIONS, bucket, s3_server
+from support_s3 import BUCKET, OPTIONS, bucket
 from support_specs import problems, run, small
 from support_store import ANA, finished, lab_settings, new_job, open_store, run_spec
 
 URL = f"s3://{BUCKET}/runs"
 SECRET = "secret://bucket"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
 
 
 @pytest.fixture

@@ -17,17 +17,11 @@ from stoplab_platform.settings import Settings
 from stoplab_trainers.data.build import main as build
 from stoplab_trainers.data.shards import ShardSet
 from support_faults import Faults, faulty
-from support_s3 import BUCKET, OPTIONS, bucket, http_server, s3_server
+from support_s3 import BUCKET, OPTIONS, bucket, http_server
 from support_shards import encoded, picture, three_shards
 
 URL = f"s3://{BUCKET}/set/part-{{000000..000002}}.tar"
 PART = 8000  # bytes: a shard comes in several parts
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
 
 
 @pytest.fixture

@@ -35,19 +35,13 @@ from stoplab_trainers.writing import MOST_LOST, Writer
 from support_faults import Faults
 from support_invariants import goes_on, has_logged
 from support_runs import folder, identity, tiny
-from support_s3 import BUCKET, bucket, s3_server
+from support_s3 import BUCKET, bucket
 from support_store import wait_for
 from support_stores import SECRET, Bucket, failing, options
 
 EVERY = 7
 REMOTE: dict[str, Any] = {"checkpoint__url": f"s3://{BUCKET}/runs", "checkpoint__storage": SECRET}
 QUICK: dict[str, Any] = {"evals": [], "checkpoint__every_epochs": None}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
 
 
 @pytest.fixture

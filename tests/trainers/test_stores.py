@@ -16,16 +16,9 @@ from stoplab_platform.remote import Remote
 from stoplab_trainers import checkpoint
 from stoplab_trainers.stores.objects import Objects
 from support_faults import Faults
-from support_s3 import s3_server
 from support_stores import Bucket, Folder, Kept, States, failing, options
 
 MINE = {"run": "abc"}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
 
 
 @pytest.fixture
