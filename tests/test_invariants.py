@@ -63,8 +63,8 @@ MUTATIONS = {
     ),
     "prefix truncation": Mutation(
         "platform/stoplab_platform/mask_samplers.py",
-        "    ranks = uniforms(keys, grid * grid, offset=CUT)\n",
-        "    ranks = np.tile(np.linspace(0, 1, grid * grid), (len(keys), 1))\n",
+        "bits(keys, grid * grid, offset=CUT)",
+        "np.arange(grid * grid, dtype=np.uint64)",
         (12,),
     ),
 }

@@ -82,7 +82,7 @@ def test_four_then_two_then_three_workers_train_as_one_undisturbed(
 
 def test_a_drained_node_costs_no_step_where_the_others_go_on(home: Path) -> None:
     spec = spec_of(
-        compute__workers=2, compute__min_workers=1, optim__epochs=8, checkpoint__every_steps=10_000
+        compute__workers=2, compute__min_workers=1, optim__epochs=40, checkpoint__every_steps=10_000
     )
     with raylets(2) as cluster, driven(cluster, spec, home) as drive:
         drive.sees(lambda: has_logged(drive.run) > EVERY, "steps of two workers")
