@@ -34,7 +34,7 @@ from stoplab_trainers.parallel import (
     gathered,
     outside,
 )
-from stoplab_trainers.step import train_step
+from stoplab_trainers.step import rehearse, train_step
 
 DENSE_STEPS = 50  # a run's start is logged step by step: that is where it goes wrong
 
@@ -165,7 +165,9 @@ def steps(run: Run) -> Iterator[StepReport]:
     """One report a step, from the run's present step to its last."""
     pace = Pace(run)
     begin = time.perf_counter()
-    for batch in _feed(run):
+    for number, batch in enumerate(_feed(run)):
+        if number == 0:
+            rehearse(run, batch)
         run.step += 1
         done = train_step(run, batch)
         metrics = measure(run, done) if _is_logged(run) else {}

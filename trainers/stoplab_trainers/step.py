@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from stoplab_trainers.data.loader import Batch, normalise
 from stoplab_trainers.data.plan import share
@@ -65,6 +66,18 @@ def train_step(run: Run, batch: Batch) -> Done:
     run.finite.logical_and_(loss.isfinite())
     targets = [part.targets for part in parts]
     return Done(loss, parts[0].penalty, targets, masks, full(gradient_norm))
+
+
+def rehearse(run: Run, batch: Batch) -> None:
+    """Forward and backward of a batch, which leave nothing, where ranks hold copies; all call.
+
+    DDP orders its buckets by the first backward, and a sum of three ranks or more depends on the
+    order: so the first step after a start adds up as it would in a run that goes on.
+    """
+    if isinstance(run.student, DistributedDataParallel):
+        masks = draw_masks(run.spec, batch.step, run.rows)
+        _accumulate(run, batch, masks, part=run.num_parts - 1)
+        run.optimizer.zero_grad(set_to_none=True)
 
 
 def _accumulate(run: Run, batch: Batch, masks: TensorMasks, part: int) -> _Part:
