@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -17,6 +18,7 @@ from support_ray import RayHead, ray_head
 from support_store import wait_for
 
 JOINS_S = 240.0
+TRIES = 3
 STARTED = "Ray runtime started."  # of `ray start`
 
 
@@ -27,6 +29,8 @@ class Raylet:
     name: str
     started: subprocess.Popen[bytes]
     process: psutil.Process
+    how: dict[str, Any]
+    """The arguments of its `begin`."""
 
     @property
     def family(self) -> list[psutil.Process]:
@@ -92,16 +96,25 @@ class Raylets:
                 list(map(str, command)), stdout=log, stderr=log, start_new_session=True,
                 env={**self.head.env, **(env or {})},
             )  # fmt: skip
-        node = Raylet(name, process, psutil.Process(process.pid))
+        how = {"num_cpus": num_cpus, "under": under, "options": options, "env": env}
+        node = Raylet(name, process, psutil.Process(process.pid), how)
         self.nodes.append(node)
         self.everyone.append(node)
         return node
 
     def joined(self, node: Raylet) -> Raylet:
-        """Wait until a node is a part of the cluster."""
-        log = self.folder / f"{node.name}.log"
-        wait_for(lambda: STARTED in log.read_text(errors="replace"), f"{node.name} joins", JOINS_S)
-        return node
+        """Wait until a node is a part of the cluster; it, or the one begun in its place.
+
+        `ray start` gives up after 30 s, which a busy machine may take.
+        """
+        for _ in range(TRIES):
+            log = self.folder / f"{node.name}.log"
+            wait_for(lambda: _started(log) or node.started.poll() is not None, "a node", JOINS_S)  # noqa: B023
+            if _started(log):
+                return node
+            self.nodes.remove(node)
+            node = self.begin(**node.how)
+        raise AssertionError(f"{TRIES} nodes did not start: {log.read_text(errors='replace')}")
 
     def add(self, num_cpus: int) -> Raylet:
         """One more node, a part of the cluster."""
@@ -121,6 +134,10 @@ class Raylets:
         """Lose a node, for good."""
         self.nodes.remove(node)
         return node.kill()
+
+
+def _started(log: Path) -> bool:
+    return STARTED in log.read_text(errors="replace")
 
 
 @contextmanager
