@@ -22,7 +22,7 @@ from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.hardware import device_of
 from stoplab_trainers.loop import World
-from stoplab_trainers.notice import NEVER, Draining
+from stoplab_trainers.notice import Draining
 from stoplab_trainers.rank import rank_log, run_rank
 from stoplab_trainers.resuming import Leg
 from stoplab_trainers.roll import hung
@@ -140,8 +140,8 @@ def _worker(config: dict[str, Any]) -> None:
     spec = RunSpec.model_validate(config["spec"])
     world = World(rank, get_context().get_world_size(), device_of(spec.compute))
     stop_file = Path(config["stop_file"]) if config["stop_file"] else None
-    # One look a node is enough.
-    notice = Draining() if get_context().get_local_rank() == 0 else NEVER
+    # Ray Train counts local ranks by address, which several nodes may share: each rank listens.
+    notice = Draining()
     identity = RunIdentity(**config["identity"])
     with rank_log(folder, rank):
         try:
