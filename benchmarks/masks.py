@@ -5,8 +5,8 @@ python benchmarks/masks.py [--json] [--quick]        seconds of the plain one / 
 The plain one works as the published collator does, on tensors of one image at a time:
 
 - the block sizes are drawn once a step, here by our own code, so that lengths agree;
-- each block: a corner by two `torch.randint`, a grid of zeros filled with ones, its complement, the
-  indices of its patches by `nonzero`;
+- each block: a corner by two `torch.randint`, whose tensors bound the slices as they do there; a
+  grid of zeros filled with ones, its complement, the indices of its patches by `nonzero`;
 - the context: the same, times the complement of each target, again while too few patches are left;
 - what is left over of a context is cut at random; all is stacked at the end.
 
@@ -98,8 +98,8 @@ def _image(rng: torch.Generator, sizes: Sizes, keep: int) -> tuple[Tensor, Tenso
 def _block(rng: torch.Generator, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """A block on the grid, and the rest of the grid."""
     height, width = size
-    top = int(torch.randint(0, GRID - height + 1, (1,), generator=rng))
-    left = int(torch.randint(0, GRID - width + 1, (1,), generator=rng))
+    top = torch.randint(0, GRID - height + 1, (1,), generator=rng)
+    left = torch.randint(0, GRID - width + 1, (1,), generator=rng)
     covered = torch.zeros((GRID, GRID), dtype=torch.int32)
     covered[top : top + height, left : left + width] = 1
     complement = torch.ones((GRID, GRID), dtype=torch.int32)

@@ -151,12 +151,19 @@ def profile(sizes: Sizes, count: int, grid: int, *, official: bool) -> Profile:
 
 def _packed_cover(top: Ints, left: Ints, size: Size, grid: int) -> Packed:
     """What `cover` tells, packed: [*block, n, grid]. Of a large grid it is gigabytes otherwise."""
-    lines, columns = np.packbits(_strips(size[0], grid), axis=1), _strips(size[1], grid)
-    covered: Packed = lines[top][..., None] * columns[left][..., None, :]
+    lines, _ = _packed_strips(size[0], grid)
+    _, columns = _packed_strips(size[1], grid)
+    covered: Packed = lines[top][..., None] & columns[left][..., None, :]
     return covered
 
 
 @lru_cache(maxsize=1024)
+def _packed_strips(side: int, grid: int) -> tuple[Packed, Packed]:
+    """`_strips` as bits, and as bytes of which all bits are set or none."""
+    strips = _strips(side, grid)
+    return np.packbits(strips, axis=1), np.where(strips, 0xFF, 0).astype(np.uint8)
+
+
 def _strips(side: int, grid: int) -> Bools:
     """Which lines a block covers that begins at the first, …, or behind the last: [start, line]."""
     ticks, starts = np.arange(grid), np.arange(grid + 1)[:, None]
