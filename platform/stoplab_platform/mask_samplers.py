@@ -96,7 +96,7 @@ def _short(placed: Placed, keep: int) -> Ints:
 
 
 def _smallest(ranks: Keys, keep: int) -> Ints:
-    """Indices of the ``keep`` smallest of each row, ascending; they are no two equal."""
+    """Indices of the ``keep`` smallest of each row, ascending; no two of those are equal."""
     greatest = np.partition(ranks, keep - 1, axis=1)[:, keep - 1, None]
     rows, columns = ranks.shape
     chosen = np.flatnonzero(ranks <= greatest).reshape(rows, keep)

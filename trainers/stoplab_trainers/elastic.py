@@ -23,6 +23,7 @@ from stoplab_platform.failures import budget, cause_in
 from stoplab_platform.files import read_json, write_json
 from stoplab_platform.jobs.states import ReasonCode
 from stoplab_platform.paths import RunFolder
+from stoplab_trainers.beside import beside
 from stoplab_trainers.notice import PREEMPTED, RESIZE, Draining, Notice, draining
 from stoplab_trainers.room import Room, resources_of
 from stoplab_trainers.summary import Summary
@@ -160,9 +161,8 @@ class _Wish:
 @contextmanager
 def _asked(folder: RunFolder, wish: Callable[[], str | None]) -> Iterator[None]:
     """Ask the workers of the block to save and end, once there is a wish."""
-    over = threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         intent = None
         while intent is None and not over.wait(LOOK_S):
             try:
@@ -172,13 +172,8 @@ def _asked(folder: RunFolder, wish: Callable[[], str | None]) -> Iterator[None]:
         if intent is not None:
             write_json(folder.leave, {"intent": intent})
 
-    thread = threading.Thread(target=watch, name="stoplab-ask", daemon=True)
-    thread.start()
-    try:
+    with beside(watch, "stoplab-ask"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _reason(error: Exception, nodes: set[str]) -> ReasonCode:

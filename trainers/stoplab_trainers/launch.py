@@ -14,6 +14,7 @@ from stoplab_platform.paths import RunFolder
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers import checkpoint, elastic
+from stoplab_trainers.beside import beside
 from stoplab_trainers.cluster import connected
 from stoplab_trainers.hardware import device_of
 from stoplab_trainers.hooks import OnScores, Progress
@@ -86,10 +87,9 @@ def _watched(
     on_scores: OnScores | None,
 ) -> Iterator[None]:
     """Tell the driver's log, and whoever asked, how far the workers of the block are."""
-    over = threading.Event()
     known = len(read_lines(folder.scores))
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         nonlocal known
         told, spoke_at, cried = None, float("-inf"), None
         while not over.wait(SCORES_S if on_scores else WATCH_S):
@@ -111,10 +111,5 @@ def _watched(
             if on_progress:
                 on_progress(progress)
 
-    thread = threading.Thread(target=watch, name="stoplab-watch", daemon=True)
-    thread.start()
-    try:
+    with beside(watch, "stoplab-watch"):
         yield
-    finally:
-        over.set()
-        thread.join()
