@@ -1,6 +1,8 @@
 """Run all benchmarks and write `benchmarks/results/DATE-HARDWARE.md` and `.json`.
 
 python benchmarks/bench.py [NAME ...]
+
+Where there is a GPU: those of GPUs, unless told otherwise.
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).parent
 ALL = ("submit", "get_job", "list_jobs", "log_follow", "first_line")
 ALL += ("loader_224", "loader_96", "tar", "step", "masks", "metrics", "checkpoint")
 ALL += ("ray_train", "workers")
+ON_GPU = ("mfu", "bf16")
 FEW = 4
 """Cases that each get a line of their own; of more the worst is shown."""
 
 
 def main() -> int:
     """Run them one after another; ends with 1 if one missed its bar."""
-    names = sys.argv[1:] or ALL
+    names = sys.argv[1:] or (ON_GPU if torch.cuda.is_available() else ALL)
     loads = [load()]
     results = []
     for name in names:
@@ -96,7 +101,9 @@ def bar(one: dict[str, Any]) -> str:
 
 
 def hardware() -> str:
-    """The processor's name."""
+    """The GPU's name, or the processor's where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     found = re.search(r"model name\s*: (.+)", text)
     return found[1].split("@")[0].strip() if found else "unknown"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -56,10 +57,12 @@ def compare(
 
 
 def arguments() -> argparse.Namespace:
-    """What a benchmark was asked for: `json`, and `quick` where it knows of that."""
+    """What a benchmark was asked for: `json`, and `quick`, `data`, `profile` if it knows them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true", help="one document in place of lines")
     parser.add_argument("--quick", action="store_true", help="few rounds: does it run at all?")
+    parser.add_argument("--data", default="digits", help="shards of real images")
+    parser.add_argument("--profile", type=Path, help="a file for what takes the time")
     return parser.parse_args()
 
 

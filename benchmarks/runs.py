@@ -1,17 +1,26 @@
-"""The run that benchmarks of the trainer take: I-JEPA of a published ViT, digits at 224 px."""
+"""The runs that benchmarks of the trainer take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from stoplab_platform.specs import RunSpec, override, parse
+import torch
+
+from stoplab_platform.specs import RunSpec, load_spec, override, parse
+from stoplab_trainers.loop import World
+
+PUBLISHED = Path(__file__).parents[1] / "trainers" / "configs" / "published"
 
 
 def run_spec(
     encoder: str, predictor: Mapping[str, int], batch_size: int, changes: Mapping[str, Any]
 ) -> RunSpec:
-    """``changes`` are overrides by dotted field, as of a quick look."""
+    """I-JEPA of a published ViT, digits at 224 px.
+
+    ``changes`` are overrides by dotted field, as of a quick look.
+    """
     plain = {
         "kind": "pretrain",
         "name": "bench",
@@ -22,3 +31,19 @@ def run_spec(
         "evals": [],
     }
     return parse(RunSpec, override(plain, changes))
+
+
+def published_spec(config: str, data: str, changes: Mapping[str, Any]) -> RunSpec:
+    """A published recipe, but on one worker of this machine, other data and without evaluations."""
+    here = {
+        "data.train": data, "data.eval": None, "evals": [],
+        "compute.workers": 1, "compute.gpus_per_worker": int(torch.cuda.is_available()),
+    }  # fmt: skip
+    spec = load_spec(PUBLISHED / f"{config}.yaml", {**here, **changes})
+    assert isinstance(spec, RunSpec)
+    return spec
+
+
+def on_this_device() -> World:
+    """One worker on the GPU, or on the processor where there is none."""
+    return World(device=torch.device("cuda", 0) if torch.cuda.is_available() else World().device)

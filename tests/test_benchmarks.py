@@ -39,6 +39,15 @@ def test_a_quick_look(modules: Any, name: str) -> None:
         assert 0 < low <= result.ratio <= high
 
 
+@pytest.mark.slow
+def test_gpu_benchmarks_run_on_a_processor_too(modules: Any) -> None:
+    """What they tell there says nothing of a GPU."""
+    names = [result.name for result in modules("mfu").results(quick=True)]
+    assert names == ["vit_b16", "vit_b16_256", "vit_l16", "vit_h14"]
+    (result,) = modules("bf16").results(quick=True)
+    assert 0 < result.ratio < result.at_most
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_train_does_the_same(modules: Any) -> None:

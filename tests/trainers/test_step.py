@@ -168,20 +168,3 @@ def test_compiled_blocks_compute_the_same(digits: ShardSet) -> None:
     assert len({done.masks.context.shape[1] for done in plain}) > 1
     for one, other in zip(plain, compiled, strict=True):
         assert float(one.loss) == pytest.approx(float(other.loss), abs=1e-5)
-
-
-@pytest.mark.gpu
-def test_steps_between_logged_ones_wait_for_no_gpu(digits: ShardSet) -> None:
-    device = torch.device("cuda", torch.cuda.current_device())
-    run = Run(tiny(compute__gpus_per_worker=1), digits, World(device=device))
-    feed = _feed(run)
-    for _ in range(2):  # compilation may wait
-        run.step += 1
-        train_step(run, next(feed))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run.step += 1
-        done = train_step(run, next(feed))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert measure(run, done)["train/loss"] > 0

@@ -18,7 +18,7 @@ from stoplab_platform.paths import RunFolder
 from stoplab_trainers import checkpoint, writing
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.hooks import Saving, Stopping
-from stoplab_trainers.loop import Run, StepReport, World, steps
+from stoplab_trainers.loop import Run, StepReport, steps
 from stoplab_trainers.snapshot import Snapshots
 from stoplab_trainers.writing import Writer
 from support_runs import tiny
@@ -216,24 +216,3 @@ def failing(folder: RunFolder, step: int) -> None:
     with Saving(folder, MINE) as saving:
         saving._writer.begin(step, {}, keep=9)
         raise ValueError("of the run")
-
-
-@pytest.mark.gpu
-def test_a_snapshot_of_a_gpu_waits_for_nothing(digits: ShardSet, tmp_path: Path) -> None:
-    device = torch.device("cuda", torch.cuda.current_device())
-    run = Run(tiny(compute__gpus_per_worker=1), digits, World(device=device))
-    feed = steps(run)
-    next(feed)
-    snapshots = Snapshots()
-    snapshots.take(run.state())  # memory is pinned
-    wanted = checkpoint.weights_sha256(run.model.state_dict())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        taken = snapshots.take(run.state())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    next(feed)
-    snapshots.settle()
-    assert taken["model"]["encoder.vit.blocks.0.mlp.fc1.weight"].is_pinned()
-    assert checkpoint.weights_sha256(taken["model"]) == wanted
-    assert checkpoint.weights_sha256(run.model.state_dict()) != wanted

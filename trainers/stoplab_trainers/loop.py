@@ -36,6 +36,8 @@ from stoplab_trainers.parallel import (
 )
 from stoplab_trainers.step import rehearse, train_step
 
+BLOCK_KINDS = 32
+"""Compiled versions of a block: of encoder, predictor and target, last ones, evaluations' sizes."""
 DENSE_STEPS = 50  # a run's start is logged step by step: that is where it goes wrong
 
 
@@ -93,6 +95,8 @@ class Run:
         self.checked = 0
         """The last step after which all losses were known to be numbers."""
         self.student = self._prepared()
+        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        """What is trained; under `fsdp` this rank's shards of it."""
         self.optimizer = build_optimizer(self.model, optim)
         self.schedules = Schedules(optim, self.plan.steps_per_epoch)
         self.images: Tensor | None = None  # the last ones seen, whose memory the next ones take
@@ -146,6 +150,7 @@ class Run:
         for block in blocks(self.model):
             block.recomputes = spec.compute.activation_checkpointing
         if compiles(spec, world.device):
+            torch._dynamo.config.recompile_limit = BLOCK_KINDS
             for block in blocks(self.model):
                 block.compile(dynamic=True)
             if self.averages:  # it sees whole images: but for the last block, one shape

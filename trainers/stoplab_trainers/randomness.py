@@ -7,6 +7,8 @@ is the same on every rank, batch split and device (up to the last bits of log, s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 from stoplab_platform import randomness
 from stoplab_platform.randomness import Stream
 from stoplab_platform.specs import RunSpec
-from stoplab_trainers.hardware import sent
+from stoplab_trainers.hardware import compiles, sent
 
 MASKED, CONTEXT = 0, 1  # counters of the two noises of a step
 
@@ -50,13 +52,14 @@ def draw_noise(
         return NO_NOISE
     narrow = positions.noise_in == "predictor"
     width = spec.model.predictor.width if narrow else spec.model.sizes().width
+    drawn = compiled_normal() if compiles(spec, torch.device(device)) else normal
     masked = context = None
     if positions.noise_on != "context":
         keys = row_keys(spec, step, rows, MASKED, device)
-        masked = normal(keys, (num_blocks, num_target, width))
+        masked = drawn(keys, (num_blocks, num_target, width))
     if positions.noise_on != "masked":
         keys = row_keys(spec, step, rows, CONTEXT, device)
-        context = normal(keys, (num_context, width))
+        context = drawn(keys, (num_context, width))
     return Noise(masked, context)
 
 
@@ -79,6 +82,12 @@ def normal(keys: Int64[Tensor, " row"], shape: tuple[int, ...]) -> Float[Tensor,
     angle = low * (2.0 * math.pi * 2.0**-32)
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=2)
     return pairs.flatten(1)[:, :count].reshape(len(keys), *shape)
+
+
+@cache
+def compiled_normal() -> Callable[[Int64[Tensor, " row"], tuple[int, ...]], Tensor]:
+    """`normal` as one kernel: thirty small ones would each read and write all of its memory."""
+    return torch.compile(normal, dynamic=True)
 
 
 def random_bits(keys: Int64[Tensor, " row"], count: int) -> Int64[Tensor, "row count"]:

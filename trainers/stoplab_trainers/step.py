@@ -6,7 +6,6 @@ masks are drawn on the CPU, copies do not block, and whether the loss is a numbe
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -55,9 +54,7 @@ def train_step(run: Run, batch: Batch) -> Done:
     run.record.add(run, batch, masks)
     run.optimizer.zero_grad(set_to_none=True)
     parts = [_accumulate(run, batch, masks, part) for part in range(run.num_parts)]
-    gradient_norm = nn.utils.clip_grad_norm_(
-        run.model.parameters(), run.spec.optim.clip_grad or math.inf, foreach=True
-    )
+    gradient_norm = _clipped(run)
     run.optimizer.step()
     if run.averages:
         with whole(run.student):
@@ -66,6 +63,15 @@ def train_step(run: Run, batch: Batch) -> Done:
     run.finite.logical_and_(loss.isfinite())
     targets = [part.targets for part in parts]
     return Done(loss, parts[0].penalty, targets, masks, full(gradient_norm))
+
+
+def _clipped(run: Run) -> Float[Tensor, ""]:
+    """The norm of all gradients, before they are clipped where the spec says so."""
+    grads = [weight.grad for weight in run.weights if weight.grad is not None]
+    norm = nn.utils.get_total_norm(grads, foreach=True)
+    if (most := run.spec.optim.clip_grad) is not None:
+        nn.utils.clip_grads_with_norm_(run.weights, most, norm, foreach=True)
+    return norm
 
 
 def rehearse(run: Run, batch: Batch) -> None:
