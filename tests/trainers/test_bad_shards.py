@@ -16,8 +16,9 @@ import pytest
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.data import EvalDataSpec
 from stoplab_trainers.data.build import main as build
-from stoplab_trainers.data.decode import MOST_PIXELS, BadImage, decode
+from stoplab_trainers.data.decode import BadImage, decode
 from stoplab_trainers.data.index import read_index
+from stoplab_trainers.data.jpeg import MOST_PIXELS
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.data.verify import main as verify
 from stoplab_trainers.evals.splits import load_splits

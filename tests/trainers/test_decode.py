@@ -16,16 +16,16 @@ from stoplab_platform.errors import DataError
 from stoplab_platform.randomness import Stream, row_keys
 from stoplab_platform.randomness import uniforms as draws
 from stoplab_platform.specs.data import DataSpec
-from stoplab_trainers.data import decode as decode_module
+from stoplab_trainers.data import jpeg
 from stoplab_trainers.data.decode import (
     ASPECT,
     ATTEMPTS,
     BLUR_STD,
     NUM_UNIFORMS,
     crop_box,
+    crop_of,
     decode,
     random_crop,
-    scaled_crop,
     whole,
 )
 from support_shards import encoded, picture
@@ -74,9 +74,9 @@ def test_grey_palette_transparent_and_deep_images_become_rgb() -> None:
 
 
 def test_a_jpeg_with_bytes_between_its_segments_is_read() -> None:
-    jpeg = encoded(picture(4), "jpeg")
-    found = decode(jpeg[:20] + b"\x00\x00" + jpeg[20:])
-    np.testing.assert_array_equal(found, np.array(Image.open(io.BytesIO(jpeg))))
+    photo = encoded(picture(4), "jpeg")
+    found = decode(photo[:20] + b"\x00\x00" + photo[20:])
+    np.testing.assert_array_equal(found, np.array(Image.open(io.BytesIO(photo))))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
@@ -177,21 +177,22 @@ SIZES = [(375, 500, 96), (375, 501, 40), (483, 321, 17), (90, 120, 64)]
 def test_a_scaled_crop_is_the_crop_from_fewer_coefficients(
     height: int, width: int, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jpeg = encoded(picture(9, height, width), "jpeg", quality=90)
-    full, shrinks = decode_module._decode_jpeg, []
+    photo = encoded(picture(9, height, width), "jpeg", quality=90)
+    decode_top, shrinks = jpeg.decode_top, []
 
-    def watched(encoded_jpeg: bytes, shrink: int = 1) -> np.ndarray:
+    def watched(data: bytes, rows: int, shrink: int) -> np.ndarray:
         shrinks.append(shrink)
-        pixels = full(encoded_jpeg, shrink)
-        assert pixels.shape[:2] == (-(-height // shrink), -(-width // shrink))
+        pixels = decode_top(data, rows, shrink)
+        assert rows <= pixels.shape[0] <= -(-height // shrink)
+        assert pixels.shape[1] == -(-width // shrink)
         return pixels
 
-    monkeypatch.setattr(decode_module, "_decode_jpeg", watched)
+    monkeypatch.setattr(jpeg, "decode_top", watched)
     spec = data(image_size=side, decode="scaled", hflip=True, grayscale=0.2)
     for seed in range(40):
         u = uniforms(seed)
-        found = scaled_crop(jpeg, u, spec)
-        expected = random_crop(full(jpeg), u, spec)
+        found = crop_of(photo, u, spec)
+        expected = random_crop(decode(photo), u, spec)
         shortest = min(crop_box(height, width, u, spec.crop_scale)[2:])
         assert shortest >= shrinks[-1] * side or shrinks[-1] == 1
         assert shrinks[-1] == 8 or shortest < 2 * shrinks[-1] * side
@@ -210,10 +211,10 @@ def test_what_cannot_be_scaled_is_decoded_whole(kind: str) -> None:
     u, spec = uniforms(4), data(decode="scaled")
     if kind == "broken":
         with pytest.raises(DataError, match="no image that can be read"):
-            scaled_crop(buffer.getvalue()[:900], u, spec)
+            crop_of(buffer.getvalue()[:900], u, spec)
     else:
         expected = random_crop(decode(buffer.getvalue()), u, spec)
-        assert torch.equal(scaled_crop(buffer.getvalue(), u, spec), expected)
+        assert torch.equal(crop_of(buffer.getvalue(), u, spec), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (80, 60), (33, 33), (10, 200), (16, 16)])

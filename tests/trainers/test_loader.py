@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.data import DataSpec
-from stoplab_trainers.data import decode as decode_module
 from stoplab_trainers.data import loader
 from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.loader import Batch, batches, normalise
@@ -58,6 +57,15 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours.ids, theirs.ids)
         assert torch.equal(ours.images, theirs.images)
+
+
+def watched(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The samples that are read, and so decoded, from now on."""
+    read, found = shards.read, []
+    monkeypatch.setattr(
+        shards, "read", lambda sample_id: found.append(sample_id) or read(sample_id)
+    )
+    return found
 
 
 def test_batches_hold_the_steps_the_plan_and_the_images_they_name(shards: ShardSet) -> None:
@@ -146,23 +154,21 @@ def test_crops_follow_seed_epoch_and_sample(shards: ShardSet) -> None:
 def test_what_is_kept_in_memory_changes_no_result(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[bytes] = []
-    monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
+    read = watched(shards, monkeypatch)
     kept = list(made(shards))
-    assert len(decoded) == len(shards)
+    assert len(read) == len(shards)
     monkeypatch.setattr(loader, "KEEP_BYTES", 20 * 24 * 32 * 3)  # two thirds of the set
-    decoded.clear()
+    read.clear()
     assert_same(list(made(shards)), kept)
-    assert len(decoded) == 12 * BATCH
+    assert len(read) == 12 * BATCH
 
 
 def test_only_few_batches_are_made_ahead(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "KEEP_BYTES", 0)
-    decoded: list[bytes] = []
-    monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
+    read = watched(shards, monkeypatch)
     feed = made(shards, threads=2, stop=1000)
     list(islice(feed, 3))
-    assert len(decoded) <= (3 + loader.AHEAD) * BATCH
+    assert len(read) <= (3 + loader.AHEAD) * BATCH
     feed.close()  # type: ignore[attr-defined]
 
 
@@ -170,13 +176,12 @@ def test_without_threads_nothing_is_made_before_it_is_asked_for(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "KEEP_BYTES", 0)
-    decoded: list[bytes] = []
-    monkeypatch.setattr(decode_module, "decode", lambda data: decoded.append(data) or decode(data))
+    read = watched(shards, monkeypatch)
     before = threading.active_count()
     feed = made(shards, threads=0, stop=1000)
     for number in (1, 2, 3):
         next(feed)
-        assert len(decoded) == number * BATCH
+        assert len(read) == number * BATCH
     assert threading.active_count() == before
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import simplejpeg
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
@@ -18,13 +17,11 @@ from torch.nn import functional
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.data import DataSpec
+from stoplab_trainers.data import jpeg
+from stoplab_trainers.data.jpeg import MOST_PIXELS, Pixels
 from stoplab_trainers.data.shards import ShardSet
 
-Pixels = NDArray[np.uint8]
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # and none that runs programs
-MOST_PIXELS = 89_478_485  # where PIL warns of decompression bombs: 256 MiB in RGB
-JPEG = b"\xff\xd8"
 ATTEMPTS = 10
 NUM_UNIFORMS = 2 * ATTEMPTS + 6
 ASPECT = (3 / 4, 4 / 3)
@@ -39,16 +36,26 @@ class BadImage(DataError):
 
 def decoded(shards: ShardSet, sample_id: int) -> Pixels:
     """A sample's image in RGB: [height, width, 3]. BadImage names the sample."""
-    with _named(shards, sample_id):
+    with named(shards, sample_id):
         return decode(shards.read(sample_id))
 
 
-def scaled(
-    shards: ShardSet, sample_id: int, u: NDArray[np.float64], data: DataSpec
-) -> UInt8[Tensor, "3 side side"]:
-    """A sample's `scaled_crop`. BadImage names the sample."""
-    with _named(shards, sample_id):
-        return scaled_crop(shards.read(sample_id), u, data)
+@contextmanager
+def named(shards: ShardSet, sample_id: int) -> Iterator[None]:
+    """BadImage of the block names the sample."""
+    try:
+        yield
+    except BadImage as error:
+        raise BadImage(f"sample {shards.name(sample_id)}: {error}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of any image, of which only the header is read. BadImage as `decode`."""
+    try:
+        return jpeg.size(data)
+    except ValueError:
+        with _opened(data) as image:
+            return image.height, image.width
 
 
 def decode(data: bytes) -> Pixels:
@@ -58,22 +65,10 @@ def decode(data: bytes) -> Pixels:
     (CMYK, bytes between segments).
     """
     try:
-        return _decode_jpeg(data)
+        return jpeg.decode(data)
     except ValueError:
-        pass
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:  # before any of them is there
-                raise BadImage(
-                    f"{image.width}x{image.height} pixels: more than {MOST_PIXELS} are not decoded"
-                )
+        with _opened(data) as image:
             return np.array(_rgb(image))
-    except UnidentifiedImageError as error:
-        raise BadImage(f"no image that can be read: not one of {', '.join(FORMATS)}") from error
-    except (BadImage, MemoryError):
-        raise
-    except Exception as error:  # of broken bytes, PIL's readers raise errors of any kind
-        raise BadImage(f"no image that can be read: {error}") from error
 
 
 def decode_mask(data: bytes) -> Pixels:
@@ -101,23 +96,23 @@ def random_crop(
     return _augmented(image, crop_box(height, width, u, data.crop_scale), u, data)
 
 
-def scaled_crop(
-    encoded: bytes, u: NDArray[np.float64], data: DataSpec
-) -> UInt8[Tensor, "3 side side"]:
-    """The `random_crop` of an image's bytes; a JPEG is decoded no larger than the crop needs.
+def crop_of(encoded: bytes, u: NDArray[np.float64], data: DataSpec) -> UInt8[Tensor, "3 side side"]:
+    """The `random_crop` of an image's bytes; of a JPEG no more is decoded than the crop needs.
 
-    libjpeg decodes at 1/2, 1/4 or 1/8 of the size from fewer coefficients; the smallest is taken
-    in which the crop has ``data.image_size`` pixels a side or more. Its edges are those of the
-    smaller image's pixels. DataError as `decode`.
+    That is no row below it, and it is the same crop. Where ``data.decode`` is "scaled" it is near:
+    libjpeg decodes at 1/2, 1/4 or 1/8 of the size from fewer coefficients, and the smallest is
+    taken in which the crop has ``data.image_size`` pixels a side or more. Its edges are those of
+    the smaller image's pixels. BadImage as `decode`.
     """
     try:
-        top, left, h, w = crop_box(*_jpeg_size(encoded), u, data.crop_scale)
-        shrink = next((by for by in SHRINKS if min(h, w) >= by * data.image_size), 1)
-        image = _decode_jpeg(encoded, shrink)
+        top, left, h, w = crop_box(*jpeg.size(encoded), u, data.crop_scale)
+        shrinks = SHRINKS if data.decode == "scaled" else ()
+        shrink = next((by for by in shrinks if min(h, w) >= by * data.image_size), 1)
+        edges = (top, left, top + h, left + w)
+        top, left, bottom, right = (round(edge / shrink) for edge in edges)
+        image = jpeg.decode_top(encoded, bottom, shrink)
     except ValueError:
         return random_crop(decode(encoded), u, data)
-    edges = (top, left, top + h, left + w)
-    top, left, bottom, right = (round(edge / shrink) for edge in edges)
     return _augmented(image, (top, left, bottom - top, right - left), u, data)
 
 
@@ -166,11 +161,21 @@ def crop_box(
 
 
 @contextmanager
-def _named(shards: ShardSet, sample_id: int) -> Iterator[None]:
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """By PIL, which has read its header. BadImage, also of what the block comes upon."""
     try:
-        yield
-    except BadImage as error:
-        raise BadImage(f"sample {shards.name(sample_id)}: {error}") from error
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:  # before any of them is there
+                raise BadImage(
+                    f"{image.width}x{image.height} pixels: more than {MOST_PIXELS} are not decoded"
+                )
+            yield image
+    except UnidentifiedImageError as error:
+        raise BadImage(f"no image that can be read: not one of {', '.join(FORMATS)}") from error
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # of broken bytes, PIL's readers raise errors of any kind
+        raise BadImage(f"no image that can be read: {error}") from error
 
 
 def _augmented(
@@ -186,25 +191,6 @@ def _augmented(
     if blur < data.blur:
         pixels = _blurred(pixels, BLUR_STD[0] + std * (BLUR_STD[1] - BLUR_STD[0]))
     return pixels
-
-
-def _decode_jpeg(data: bytes, shrink: int = 1) -> Pixels:
-    """At 1 / ``shrink`` of its size, rounded up. ValueError: left to PIL."""
-    height, width = _jpeg_size(data)
-    pixels: Pixels = simplejpeg.decode_jpeg(
-        data, "RGB", min_height=-(-height // shrink), min_width=-(-width // shrink)
-    )
-    return pixels
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width. ValueError: no JPEG, or left to PIL."""
-    if not data.startswith(JPEG):
-        raise ValueError("no JPEG")
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    if height * width > MOST_PIXELS or colours not in ("Gray", "YCbCr", "RGB"):
-        raise ValueError("left to PIL")
-    return height, width
 
 
 def _rgb(image: Image.Image) -> Image.Image:

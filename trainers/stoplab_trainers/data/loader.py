@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import NamedTuple
@@ -21,11 +21,13 @@ from stoplab_trainers.data.bad import BadSamples
 from stoplab_trainers.data.decode import (
     NUM_UNIFORMS,
     BadImage,
-    Pixels,
-    decoded,
+    crop_of,
+    decode,
+    named,
     random_crop,
-    scaled,
+    size_of,
 )
+from stoplab_trainers.data.jpeg import Pixels
 from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.prefetch import Prefetch
 from stoplab_trainers.data.shards import ShardSet
@@ -99,9 +101,11 @@ def normalise(
 
     They are written to ``room`` where one is given: fresh memory costs more than the arithmetic.
     """
-    scale, shift = _affine(images.device)
     floats = images.float() if room is None else room.copy_(images)
-    return torch.addcmul(shift, floats, scale, out=floats)
+    # A channel at a time: with one factor for all of a plane, torch has vectors for it.
+    for plane, scale, shift in zip(floats.unbind(1), *_affine(images.device), strict=True):
+        torch.add(shift, plane, alpha=scale, out=plane)
+    return floats
 
 
 class Images:
@@ -128,21 +132,22 @@ class Images:
         self, sample_id: int, u: NDArray[np.float64], data: DataSpec
     ) -> UInt8[Tensor, "3 side side"]:
         """A sample's training crop, drawn by ``u``. BadImage names the sample."""
-        if data.decode == "scaled":  # how many pixels there are depends on the crop: none are kept
-            return scaled(self._shards, sample_id, u, data)
-        return random_crop(self[sample_id], u, data)
-
-    def __getitem__(self, sample_id: int) -> Pixels:
         pixels = self._kept.get(sample_id)
-        return self._decoded(sample_id) if pixels is None else pixels
-
-    def _decoded(self, sample_id: int) -> Pixels:
-        pixels = decoded(self._shards, sample_id)
-        # A set whose images are like this one would not fit: then none is worth keeping.
-        if pixels.nbytes * len(self._shards) <= KEEP_BYTES and pixels.nbytes <= self._room:
+        if pixels is None:
+            with named(self._shards, sample_id):
+                encoded = self._shards.read(sample_id)
+                # Of a scaled image, how many pixels there are depends on the crop: none are kept.
+                if data.decode == "scaled" or not self._is_worth_keeping(encoded):
+                    return crop_of(encoded, u, data)
+                pixels = self._kept[sample_id] = decode(encoded)
             self._room -= pixels.nbytes
-            self._kept[sample_id] = pixels
-        return pixels
+        return random_crop(pixels, u, data)
+
+    def _is_worth_keeping(self, encoded: bytes) -> bool:
+        height, width = size_of(encoded)
+        num_bytes = 3 * height * width
+        # A set whose images are like this one would not fit: then none is worth keeping.
+        return num_bytes * len(self._shards) <= KEEP_BYTES and num_bytes <= self._room
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -189,8 +194,7 @@ class _Making:
 
 
 @cache
-def _affine(device: torch.device) -> tuple[Tensor, Tensor]:
-    std = torch.tensor(STD, device=device)
-    scale = 1 / (255 * std)
-    shift = -torch.tensor(MEAN, device=device) / std
-    return scale[:, None, None], shift[:, None, None]
+def _affine(device: torch.device) -> tuple[list[float], Sequence[Tensor]]:
+    """What a pixel of each channel is multiplied by, and what is added."""
+    std = torch.tensor(STD)
+    return (1 / (255 * std)).tolist(), (-torch.tensor(MEAN) / std).to(device).unbind()

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stoplab_platform.errors import DataError
-from stoplab_trainers.data.decode import BadImage, Pixels, decoded, whole
+from stoplab_trainers.data.decode import BadImage, decoded, whole
+from stoplab_trainers.data.jpeg import Pixels
 from stoplab_trainers.data.loader import normalise
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.model.encoder import Encoder

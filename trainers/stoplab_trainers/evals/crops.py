@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stoplab_platform.randomness import Stream, row_keys, uniforms
 from stoplab_platform.specs.data import DataSpec
-from stoplab_trainers.data.decode import NUM_UNIFORMS, Pixels, random_crop
+from stoplab_trainers.data.decode import NUM_UNIFORMS, random_crop
+from stoplab_trainers.data.jpeg import Pixels
 from stoplab_trainers.evals.draws import AUGMENT
 from stoplab_trainers.evals.splits import Split
 

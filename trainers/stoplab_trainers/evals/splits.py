@@ -20,7 +20,8 @@ from torch import Tensor
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.data import EvalDataSpec
-from stoplab_trainers.data.decode import Pixels, decode_mask, decoded, whole, whole_mask
+from stoplab_trainers.data.decode import decode_mask, decoded, whole, whole_mask
+from stoplab_trainers.data.jpeg import Pixels
 from stoplab_trainers.data.shards import ShardSet
 
 log = logging.getLogger("stoplab.evaluate")
