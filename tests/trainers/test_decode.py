@@ -180,9 +180,9 @@ def test_a_scaled_crop_is_the_crop_from_fewer_coefficients(
     photo = encoded(picture(9, height, width), "jpeg", quality=90)
     decode_top, shrinks = jpeg.decode_top, []
 
-    def watched(data: bytes, rows: int, shrink: int) -> np.ndarray:
+    def watched(data: bytes, size: tuple[int, int], rows: int, shrink: int) -> np.ndarray:
         shrinks.append(shrink)
-        pixels = decode_top(data, rows, shrink)
+        pixels = decode_top(data, size, rows, shrink)
         assert rows <= pixels.shape[0] <= -(-height // shrink)
         assert pixels.shape[1] == -(-width // shrink)
         return pixels

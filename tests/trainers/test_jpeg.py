@@ -28,13 +28,14 @@ def noisy(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 
 def assert_same_rows(photo: bytes, shrink: int = 1, fewer: bool = True) -> None:
     """For any number of rows; ``fewer``: and the others are spared."""
-    height, width = (-(-side // shrink) for side in size_of(photo))
-    expected = jpeg.decode_top(photo, height, shrink)
+    size = jpeg.size(photo)
+    height, width = (-(-side // shrink) for side in size)
+    expected = jpeg.decode_top(photo, size, height, shrink)
     assert expected.shape == (height, width, 3)
     if shrink == 1:
         np.testing.assert_array_equal(expected, jpeg.decode(photo))
     for rows in range(1, height + 1):
-        found = jpeg.decode_top(photo, rows, shrink)
+        found = jpeg.decode_top(photo, size, rows, shrink)
         np.testing.assert_array_equal(found[:rows], expected[:rows])
         assert len(found) == (min(height, rows + jpeg.CONTEXT) if fewer else height)
 
@@ -76,7 +77,7 @@ def test_what_is_cut_short_is_refused_though_the_rows_asked_for_are_there() -> N
     photo = encoded(noisy(1), "jpeg")
     for length in range(len(photo)):
         with pytest.raises(ValueError):  # noqa: PT011
-            jpeg.decode_top(photo[:length], 8)
+            jpeg.decode_top(photo[:length], (HEIGHT, WIDTH), 8)
 
 
 @settings(deadline=None, max_examples=300)

@@ -105,12 +105,13 @@ def crop_of(encoded: bytes, u: NDArray[np.float64], data: DataSpec) -> UInt8[Ten
     the smaller image's pixels. BadImage as `decode`.
     """
     try:
-        top, left, h, w = crop_box(*jpeg.size(encoded), u, data.crop_scale)
+        size = jpeg.size(encoded)
+        top, left, h, w = crop_box(*size, u, data.crop_scale)
         shrinks = SHRINKS if data.decode == "scaled" else ()
         shrink = next((by for by in shrinks if min(h, w) >= by * data.image_size), 1)
         edges = (top, left, top + h, left + w)
         top, left, bottom, right = (round(edge / shrink) for edge in edges)
-        image = jpeg.decode_top(encoded, bottom, shrink)
+        image = jpeg.decode_top(encoded, size, bottom, shrink)
     except ValueError:
         return random_crop(decode(encoded), u, data)
     return _augmented(image, (top, left, bottom - top, right - left), u, data)

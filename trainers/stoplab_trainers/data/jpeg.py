@@ -35,13 +35,13 @@ def decode(data: bytes) -> Pixels:
     return _decode(data, *size(data))
 
 
-def decode_top(data: bytes, rows: int, shrink: int = 1) -> Pixels:
-    """RGB at 1 / ``shrink`` of the size, rounded up: its first ``rows``, and perhaps others.
+def decode_top(data: bytes, size: tuple[int, int], rows: int, shrink: int = 1) -> Pixels:
+    """RGB at 1 / ``shrink`` of its `size`, rounded up: the first ``rows``, and perhaps others.
 
     Rows come from top to bottom, and a decoder ends where the header says: with another height
     there, the rows below are neither decoded nor missed. ValueError: left to PIL.
     """
-    height, width = size(data)
+    height, width = size
     fewer = (rows + CONTEXT) * shrink
     shorter = _with_height(data, fewer) if fewer < height else None
     if shorter is not None:

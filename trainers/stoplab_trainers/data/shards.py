@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -44,7 +46,7 @@ class ShardSet:
             shard.listed.samples if shard.listed else len(self._index(n).keys)
             for n, shard in enumerate(self._shards)
         )
-        self._starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self._starts = [0, *itertools.accumulate(self.counts)]
 
     @classmethod
     def open(cls, urls: str | Sequence[str], cache: Path, storage: str | None = None) -> ShardSet:
@@ -55,7 +57,7 @@ class ShardSet:
         return cls(shards_of(urls, cache, storage))
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     @cached_property
     def keys(self) -> list[str]:
@@ -73,7 +75,7 @@ class ShardSet:
         """The first sample without a class index, if there is one."""
         for shard, index in enumerate(self._every_index()):
             for row in np.flatnonzero(index.labels == UNLABELLED)[:1]:
-                return self.name(int(self._starts[shard] + row))
+                return self.name(self._starts[shard] + int(row))
         return None
 
     @cached_property
@@ -110,7 +112,7 @@ class ShardSet:
     def neighbours(self, sample_id: int) -> range:
         """The samples of the same shard."""
         shard, _ = self._place(sample_id)
-        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+        return range(self._starts[shard], self._starts[shard + 1])
 
     def takes(self, shard: int) -> int:
         """Bytes that a shard takes of the cache; 0 for a plain tar of this machine."""
@@ -141,8 +143,8 @@ class ShardSet:
 
     def _place(self, sample_id: int) -> tuple[int, int]:
         assert 0 <= sample_id < len(self)
-        shard = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
-        return shard, int(sample_id - self._starts[shard])
+        shard = bisect.bisect_right(self._starts, sample_id) - 1
+        return shard, sample_id - self._starts[shard]
 
     def _index(self, shard: int) -> ShardIndex:
         index = self._indexes.get(shard)
