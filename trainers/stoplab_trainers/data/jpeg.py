@@ -15,7 +15,7 @@ START = b"\xff\xd8"
 BASELINE = b"\xff\xc0"  # the header of a frame whose rows come from top to bottom
 BEFORE_FRAME = {bytes((0xFF, code)) for code in (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))}
 """Segments with a length: tables, the restart interval, comments, applications' own."""
-CONTEXT = 2  # rows below a row that its colours are interpolated from
+CONTEXT = 1  # the row below, which the colours of a row are interpolated from
 ROWS_LEFT = re.compile("extraneous bytes before marker 0xd[0-79]$")
 """What libjpeg says of rows below the last: that it looks for the end, or for a restart."""
 
