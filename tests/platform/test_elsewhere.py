@@ -189,12 +189,22 @@ def test_retention_takes_them_too(
         ({"url": "https://box/x"}, "checkpoint.url", "can be written, no others"),
         ({"url": "s3://box/{0..3}"}, "checkpoint.url", "give one place"),
         ({"url": "s3:///"}, "checkpoint.url", "give a bucket or a folder"),
+        ({"url": "s3://box//x"}, "checkpoint.url", "without //"),
+        ({"url": "gs://box/x/../y/"}, "checkpoint.url", "without //"),
+        ({"url": "saved"}, "checkpoint.url", "give an absolute path"),
+        ({"url": "~/saved"}, "checkpoint.url", "give an absolute path"),
+        ({"url": "file://saved"}, "checkpoint.url", "give an absolute path"),
         ({"storage": SECRET}, "checkpoint.storage", "which is not given"),
         ({"url": "s3://box", "storage": "key"}, "checkpoint.storage", "pattern"),
     ],
 )
 def test_places_that_are_none_are_refused(told: dict[str, str], field: str, why: str) -> None:
     assert why in problems(small(checkpoint=told))[field]
+
+
+@pytest.mark.parametrize("url", ["s3://box", "s3://box/x/", "/saved/../x", "file:///saved"])
+def test_places_that_are_some(url: str) -> None:
+    assert run(checkpoint={"url": url}).checkpoint.url == url
 
 
 def test_what_the_lab_does_not_allow_is_refused_at_the_submit(

@@ -16,6 +16,7 @@ from stoplab_platform.remote import Remote
 from stoplab_trainers import checkpoint
 from stoplab_trainers.stores.objects import Objects
 from support_faults import Faults
+from support_s3 import BUCKET
 from support_stores import Bucket, Folder, Kept, States, failing, options
 
 MINE = {"run": "abc"}
@@ -211,6 +212,13 @@ class TestObjects:
     ) -> None:
         with pytest.raises(DataError, match=r"s3://nowhere/x/probe"):
             Objects("s3://nowhere/x", options(proxy), tmp_path).probe()
+
+    def test_a_place_that_lists_nothing_is_told_before_anything_is_spent(
+        self, proxy: Faults, tmp_path: Path
+    ) -> None:
+        """A run would find none of its checkpoints there, and begin anew each time."""
+        with pytest.raises(DataError, match=r"was written, and is not there"):
+            Objects(f"s3://{BUCKET}//x", options(proxy), tmp_path).probe()
 
 
 class TestFaults:

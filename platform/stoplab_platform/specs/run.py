@@ -137,8 +137,14 @@ class CheckpointSpec(Spec):
         elif sign and scheme not in WRITABLE:
             known = ", ".join(WRITABLE)
             yield Problem(("url",), f"{self.url!r}: URLs of {known} can be written, no others")
-        elif not (rest if sign else self.url).strip("/"):
+        elif not (path := rest if sign else self.url).strip("/"):
             yield Problem(("url",), f"{self.url!r}: give a bucket or a folder")
+        elif scheme == "file" or not sign:
+            if not path.startswith("/"):  # each process would take another folder for it
+                yield Problem(("url",), f"{self.url!r}: give an absolute path, or a URL")
+        elif any(part in ("", ".", "..") for part in path.rstrip("/").split("/")):
+            # Stores take such a name to the letter in some calls, and not in others.
+            yield Problem(("url",), f"{self.url!r}: give a bucket and names, without //, . and ..")
 
 
 class TrackingSpec(Spec):

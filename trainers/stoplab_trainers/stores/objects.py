@@ -18,7 +18,7 @@ from tempfile import TemporaryFile
 from threading import Event
 from typing import IO, Any
 
-from stoplab_platform.errors import DataMissing
+from stoplab_platform.errors import DataError, DataMissing
 from stoplab_platform.paths import CHECKPOINT_MANIFEST as MANIFEST
 from stoplab_platform.remote import Options, Remote, copied
 from stoplab_trainers.data.cache import locked, make_room, replacing
@@ -99,9 +99,11 @@ class Objects(Store):
                         self._at(name, file).remove()
 
     def probe(self) -> None:
-        """By an object that comes and goes."""
+        """By an object that comes, is read and listed, and goes: a resume needs all of it."""
         place = Remote(f"{self._url}/{PROBE}", self._options)
-        place.write(b"whether checkpoints can be written here")
+        place.write(PROBE.encode())
+        if place.read() != PROBE.encode() or PROBE not in Remote(self._url, self._options).below():
+            raise DataError(f"{place.name} was written, and is not there: no place for checkpoints")
         place.remove()
 
     def spelled(self, name: str) -> str:
