@@ -36,6 +36,8 @@ FIRST_S, LONGEST_S = 0.5, 30.0
 ANSWER_S = 30.0  # a server that says nothing for so long is asked anew
 TRY_AGAIN = (408, 425, 429)  # below 500
 NO_KEYS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's, which need not be here
+PACKAGES = {"s3": "stoplab[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+"""What reads a scheme's URLs, where that is a package of its own."""
 Options = dict[str, Any]
 
 
@@ -46,8 +48,12 @@ def file_system(name: str, options: Options) -> tuple[AbstractFileSystem, str]:
         options = {"client_kwargs": {"timeout": timeout}, **options}
     try:
         files, path = fsspec.core.url_to_fs(name, **options)
-    except ImportError as error:  # the scheme's own package is not installed
-        raise DataError(f"{name}: {error}") from error
+    except ImportError as error:
+        scheme = name.partition("://")[0]
+        missing = f"pip install '{PACKAGES[scheme]}'" if scheme in PACKAGES else str(error)
+        raise DataError(
+            f"{name}: what reads {scheme}:// is not installed on this machine: {missing}"
+        ) from error
     return files, path
 
 

@@ -165,6 +165,38 @@ def test_a_step_saved_again_is_kept_if_whole_and_replaced_if_broken(tmp_path: Pa
     assert load(saved(tmp_path, 5), identity=MINE)[0] == 5
 
 
+def test_a_step_that_another_process_wrote_meanwhile_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an attempt may that does not know yet that it was replaced."""
+    saved(tmp_path / "theirs", 5)
+    rename = Path.rename
+
+    def late(draft: Path, target: Path) -> Path:
+        shutil.copytree(tmp_path / "theirs" / "step-00000005", target)
+        return rename(draft, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    path = saved(tmp_path / "ours", 5)
+    assert "was written by another process" in caplog.text
+    assert load(path, identity=MINE)[0] == 5
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run would begin anew."""
+    saved(tmp_path, 5)
+
+    def refused(_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        latest(tmp_path)
+
+
 STAGES = ("torch.save", "os.fsync", "json.dump", "Path.rename")
 KILLED = """
 import json, os, signal, sys, torch
@@ -249,8 +281,13 @@ def test_the_hash_of_weights_sees_names_types_shapes_and_values() -> None:
 def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     (folder / "step-old").mkdir(parents=True)
+    (folder / "step-00000009").write_text("a file")
     saved(folder, 1, keep=1)
     saved(folder, 2, keep=1)
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-old"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step-00000002",
+        "step-00000009",
+        "step-old",
+    ]
     shutil.rmtree(folder / "step-00000002")
     assert latest(folder) is None

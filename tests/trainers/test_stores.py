@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from stoplab_platform.errors import CheckpointError, DataAway, DataError
 from stoplab_platform.remote import Remote
 from stoplab_trainers import checkpoint
+from stoplab_trainers.data.cache import locked
 from stoplab_trainers.stores.objects import Objects
 from support_faults import Faults
 from support_s3 import BUCKET
@@ -149,6 +151,54 @@ class TestContract:
         States([kept.store, other.store]).save(9, keep=1)
         assert (steps(kept), steps(other)) == ([9], [7]), "only the first is written to"
 
+    def test_who_reads_a_run_that_goes_on_finds_its_newest(
+        self, kept: Kept, states: States
+    ) -> None:
+        """The one that was newest at first is gone once it is opened."""
+        states.save(1)
+
+        def read(saved: checkpoint.Saved) -> int:
+            if saved.step == 1:
+                states.save(2, keep=1)
+            return checkpoint.load(saved, identity=MINE)[0]
+
+        assert checkpoint.newest([kept.store], read) == 2
+
+    def test_what_is_being_read_may_be_removed(self, kept: Kept, states: States) -> None:
+        saved = states.save(1)
+        with kept.store.state(saved.name, checkpoint.manifest(saved)) as path:
+            states.save(2, keep=1)
+            assert steps(kept) == [2]
+            assert torch.load(path)["model"]["w"][0] == 1
+
+    @pytest.mark.parametrize("error", [OSError("busy"), DataAway("away"), DataError("not yours")])
+    def test_an_old_one_that_cannot_be_removed_costs_no_new_one(
+        self,
+        kept: Kept,
+        states: States,
+        error: Exception,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def failing(name: str) -> None:
+            raise error
+
+        states.save(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(kept.store, "remove", failing)
+            states.save(2, keep=1)
+        assert f"step-00000001 stays for now: {error}" in caplog.text
+        assert steps(kept) == [1, 2]
+        states.save(3, keep=1)
+        assert steps(kept) == [3], "it is tried again"
+
+    def test_a_format_of_another_version_is_told(self, kept: Kept, states: States) -> None:
+        saved = states.save(1)
+        manifest = "step-00000001/manifest.json"
+        kept.put(manifest, kept.read(manifest).replace(b'"format": 1', b'"format": 2'))
+        with pytest.raises(CheckpointError, match="has format 2; this version of stoplab reads 1"):
+            checkpoint.load(saved, identity=MINE)
+
     def test_a_place_is_tried_before_anything_is_spent(self, kept: Kept) -> None:
         kept.store.probe()
         assert kept.files() == []
@@ -186,6 +236,16 @@ class TestObjects:
         states.save(5)
         assert len(box.files()) == 4
 
+    def test_a_save_lists_the_place_once_and_once_more_for_what_it_removes(
+        self, box: Bucket, proxy: Faults
+    ) -> None:
+        states = States([box.store])
+        for step, listings in ((1, 1), (2, 1), (3, 2), (4, 2)):
+            proxy.asked.clear()
+            states.save(step, keep=2)
+            assert sum("delimiter=&" in path for path in proxy.asked) == listings
+        assert steps(box) == [3, 4]
+
     def test_several_read_at_once(self, box: Bucket, proxy: Faults, tmp_path: Path) -> None:
         """As the ranks of two machines do: each machine has a cache of its own."""
         saved, found = States([box.store]).save(6), list[int]()
@@ -206,6 +266,21 @@ class TestObjects:
             thread.join(60)
         assert found == [36] * 6
         assert left_in(tmp_path / "one") == left_in(tmp_path / "two") == []
+
+    def test_a_copy_goes_only_while_nobody_is_about_to_open_it(
+        self, box: Bucket, tmp_path: Path
+    ) -> None:
+        saved = States([box.store]).save(6)
+        with ExitStack() as reading:
+            reading.enter_context(box.store.state(saved.name, checkpoint.manifest(saved)))
+            (copy,) = left_in(tmp_path / "cache")
+            leaving = threading.Thread(target=reading.close)
+            with locked(copy.with_name(copy.name.partition("-")[0])):
+                leaving.start()
+                leaving.join(0.2)
+                assert copy.exists(), "the other one has seen it, and opens it now"
+            leaving.join(60)
+        assert not copy.exists()
 
     def test_a_bucket_that_is_not_there_is_told_at_once(
         self, proxy: Faults, tmp_path: Path

@@ -176,6 +176,17 @@ def test_the_last_step_and_a_pause_wait_until_it_is_whole(
         assert names(folder.checkpoints) == ["step-00000001", "step-00000002"]
 
 
+def test_a_newer_attempts_half_written_one_is_left_alone(digits: ShardSet, tmp_path: Path) -> None:
+    """Of a run that wakes up, its step's checkpoint comes before the look that ends it."""
+    folder, fences = RunFolder(tmp_path), iter([False, True])
+    draft = folder.checkpoints / ".step-00000009.0123abcd"
+    with Saving(folder, MINE, fenced=lambda: next(fences)) as saving:
+        for run, report in trained(digits, 4):
+            saving(run, report)
+            draft.mkdir(exist_ok=True, parents=True)
+    assert names(folder.checkpoints) == [draft.name, "step-00000002"]
+
+
 @pytest.mark.parametrize("call", ["check", "begin", "wait"])
 def test_what_goes_wrong_is_raised_by_the_next_call(tmp_path: Path, held: Held, call: str) -> None:
     folder = tmp_path / "checkpoints"

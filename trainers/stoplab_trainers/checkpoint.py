@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stoplab_platform.elsewhere import Place, begin_at, place_of, places
-from stoplab_platform.errors import CheckpointError
+from stoplab_platform.errors import CheckpointError, DataAway, DataError
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
@@ -32,6 +33,7 @@ log = logging.getLogger("stoplab.checkpoint")
 
 T = TypeVar("T")
 FORMAT = 1
+NAME = re.compile(r"step-[0-9]+")
 WEIGHTS = ("model", "target")
 """Of a run's state."""
 
@@ -87,14 +89,13 @@ def save(
 ) -> Saved:
     """Write the checkpoint of a step, keep the newest ``keep``; it is whole on return."""
     store, name = _stores(where)[0], f"step-{step:08d}"
-    saved = Saved(store, name)
-    store.tidy()
-    if name in store.names():
+    saved, there = Saved(store, name), store.tidy()
+    if name in there:
         if _fault(saved) is None:
             return saved
         store.remove(name)
     store.write(name, tensors, {"format": FORMAT, "step": step, "identity": dict(identity)})
-    _retain(store, step, keep)
+    _retain(store, {*there, name}, step, keep)
     return saved
 
 
@@ -102,19 +103,21 @@ def newest(where: Where, use: Callable[[Saved], T]) -> T | None:
     """What ``use`` makes of the newest whole checkpoint, None where there is none at all.
 
     One that ``use`` finds `Broken` is passed over with a warning; CheckpointError when all are
-    broken, so that a run never starts again at step 0 without being told to.
+    broken, so that a run never starts again at step 0 without being told to. Of a run that goes on,
+    the newest may be taken away while it is read: then there are newer ones.
     """
-    broken = []
-    for saved in _newest_first(where):
-        try:
-            return use(saved)
-        except Broken as error:
-            log.warning("checkpoint passed over: %s", error)
-            broken.append(str(error))
+    stores, broken = _stores(where), dict[Saved, str]()
+    while fresh := [saved for saved in _newest_first(stores) if saved not in broken]:
+        for saved in fresh:
+            try:
+                return use(saved)
+            except Broken as error:
+                log.warning("checkpoint passed over: %s", error)
+                broken[saved] = str(error)
     if broken:
         raise CheckpointError(
-            f"every checkpoint in {_spelled_places(where)} is broken; move them away to start "
-            "anew:\n  " + "\n  ".join(broken)
+            f"every checkpoint in {_spelled_places(stores)} is broken; move them away to start "
+            "anew:\n  " + "\n  ".join(broken.values())
         )
     return None
 
@@ -204,6 +207,10 @@ def _loaded(
     saved: Saved, identity: Mapping[str, str] | None, *, mapped: bool
 ) -> tuple[int, dict[str, Any]]:
     told = manifest(saved)
+    if told.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{saved} has format {told.get('format')}; this version of stoplab reads {FORMAT}"
+        )
     with saved.store.state(saved.name, told) as path:
         if identity is not None and told["identity"] != dict(identity):
             raise CheckpointError(
@@ -217,30 +224,30 @@ def _loaded(
     return int(told["step"]), state
 
 
-def _retain(store: Store, step: int, keep: int) -> None:
+def _retain(store: Store, names: Iterable[str], step: int, keep: int) -> None:
     """Delete what is older than the newest ``keep``, never the one just written.
 
-    A later step can only be there when it was broken and the run went back behind it.
+    A later step can only be there when it was broken and the run went back behind it. What cannot
+    be deleted now is told: the new one is whole, and the next save tries again.
     """
-    older = []
-    for saved in _newest_first([store]):
-        if saved.step <= step:
-            older.append(saved)
-        elif _fault(saved) is not None:
-            store.remove(saved.name)
-    for saved in older[keep:]:
-        store.remove(saved.name)
+    saved = _by_step(Saved(store, name) for name in names)
+    later = [one for one in saved if one.step > step]
+    due = [one for one in later if _fault(one) is not None] + saved[len(later) :][keep:]
+    for one in due:
+        try:
+            store.remove(one.name)
+        except (OSError, DataAway, DataError) as error:
+            log.warning("%s stays for now: %s", one, error)
 
 
-def _newest_first(where: Where) -> Iterator[Saved]:
+def _newest_first(where: Where) -> list[Saved]:
     """Of one step, the one of the earlier store first."""
-    found = [
-        Saved(store, name)
-        for store in _stores(where)
-        for name in store.names()
-        if name.startswith("step-") and name[5:].isdigit()
-    ]
-    yield from sorted(found, key=lambda saved: saved.step, reverse=True)
+    return _by_step(Saved(store, name) for store in _stores(where) for name in store.names())
+
+
+def _by_step(found: Iterable[Saved]) -> list[Saved]:
+    named = [saved for saved in found if NAME.fullmatch(saved.name)]
+    return sorted(named, key=lambda saved: saved.step, reverse=True)
 
 
 def _checked(saved: Saved) -> Saved:
@@ -261,5 +268,5 @@ def _spelled(identity: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(identity.items())) or "no run"
 
 
-def _spelled_places(where: Where) -> str:
-    return ", ".join(store.spelled("").rstrip("/") for store in _stores(where))
+def _spelled_places(stores: Sequence[Store]) -> str:
+    return ", ".join(store.spelled("").rstrip("/") for store in stores)

@@ -142,6 +142,8 @@ class Saving:
     Every rank has one, for the state is gathered from all; rank 0 writes it, beside the training,
     and tells the tracker how long that took. As a context it lets the write end before the run
     does, however that ends. ``patience``: a context in which a slow store is waited for.
+    ``fenced``: as for `Stopping`, which ends the run; until then nothing is written, for what lies
+    there half done may be the newer attempt's.
     """
 
     def __init__(
@@ -150,9 +152,10 @@ class Saving:
         identity: Mapping[str, str],
         tracker: Tracker | None = None,
         patience: Callable[[], AbstractContextManager[None]] = nullcontext,
+        fenced: Callable[[], bool] = lambda: False,
     ) -> None:
         self._writer = Writer(checkpoint.stores(folder), identity)
-        self._tracker, self._patience = tracker, patience
+        self._tracker, self._patience, self._fenced = tracker, patience, fenced
         self.saved_step = -1
 
     def __enter__(self) -> Saving:
@@ -182,7 +185,7 @@ class Saving:
         if self.saved_step == run.step:
             return
         state = run.state()
-        if run.world.rank == 0:
+        if run.world.rank == 0 and not self._fenced():
             with self._patience():
                 self._writer.begin(run.step, state, run.spec.checkpoint.keep)
         self.saved_step = run.step

@@ -45,17 +45,17 @@ class Store(ABC):
 
     @abstractmethod
     def state(self, name: str, told: Manifest) -> AbstractContextManager[Path]:
-        """The state as a file of this machine while the block lasts, checked by the size and
-        sha256 of its manifest; Broken where it is another. What is mapped of it outlives the
-        block."""
+        """The state as a file of this machine while the block lasts, also where it is removed
+        meanwhile, checked by the size and sha256 of its manifest; Broken where it is another. What
+        is mapped of it outlives the block."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Take a checkpoint away."""
+        """Take a checkpoint away; a kill meanwhile leaves no part of it under its name."""
 
     @abstractmethod
-    def tidy(self) -> None:
-        """Take away what writers that were killed have left. Only who writes may."""
+    def tidy(self) -> list[str]:
+        """Take away what writers that were killed have left; `names`. Only who writes may."""
 
     @abstractmethod
     def probe(self) -> None:
@@ -86,6 +86,11 @@ def parsed(text: str | bytes, where: str) -> Manifest:
     except (ValueError, KeyError, TypeError) as error:
         raise Broken(f"{where} is no manifest: {error!r}") from error
     raise Broken(f"{where} is no manifest: {told}")
+
+
+def path_of(file: IO[bytes]) -> Path:
+    """An open file's path, also of one whose name is gone (Linux)."""
+    return Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def sha256_of(path: Path) -> str:

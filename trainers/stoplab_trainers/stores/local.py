@@ -8,10 +8,12 @@ Everything in it is on the disk before its name is.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -19,7 +21,17 @@ from uuid import uuid4
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.paths import CHECKPOINT_MANIFEST as MANIFEST
-from stoplab_trainers.stores.base import Broken, Manifest, Store, parsed, serialise, sha256_of
+from stoplab_trainers.stores.base import (
+    Broken,
+    Manifest,
+    Store,
+    parsed,
+    path_of,
+    serialise,
+    sha256_of,
+)
+
+log = logging.getLogger("stoplab.checkpoint")
 
 STATE = "state.pt"
 
@@ -32,16 +44,20 @@ class Local(Store):
 
     def names(self) -> list[str]:
         """Of its folders."""
-        return [path.name for path in self._folder.glob("step-*")]
+        return [name for name in self._folders() if not name.startswith(".")]
 
     def write(self, name: str, tensors: Mapping[str, Any], told: Manifest) -> None:
         """A draft beside it, then the rename."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f".{name}.{uuid4().hex[:8]}"
+        draft = self._draft(name)
         draft.mkdir()
         try:
             _fill(draft, tensors, told)
             draft.rename(self._folder / name)
+        except OSError as error:  # by an attempt that does not know yet that it was replaced
+            if error.errno not in (EEXIST, ENOTEMPTY):
+                raise
+            log.warning("%s was written by another process meanwhile", self.spelled(name))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         _sync(self._folder)
@@ -59,23 +75,30 @@ class Local(Store):
         """As it lies there."""
         path = self._folder / name / STATE
         try:
-            size = path.stat().st_size
-            if size != told["size"]:
-                raise Broken(f"{path} has {size} bytes, not {told['size']}")
-            if sha256_of(path) != told["sha256"]:
-                raise Broken(f"{path} does not match its checksum")
+            file = path.open("rb")
         except FileNotFoundError as error:
             raise Broken(f"{error.filename} is missing") from error
-        yield path
+        with file:
+            opened = path_of(file)
+            size = opened.stat().st_size
+            if size != told["size"]:
+                raise Broken(f"{path} has {size} bytes, not {told['size']}")
+            if sha256_of(opened) != told["sha256"]:
+                raise Broken(f"{path} does not match its checksum")
+            yield opened
 
     def remove(self, name: str) -> None:
-        """The folder."""
-        shutil.rmtree(self._folder / name)
+        """The folder: first its name. On NFS the rest stays while somebody reads it."""
+        draft = self._draft(name)
+        (self._folder / name).rename(draft)
+        shutil.rmtree(draft, ignore_errors=True)
 
-    def tidy(self) -> None:
+    def tidy(self) -> list[str]:
         """Drafts."""
-        for left in self._folder.glob(".step-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for name in self._folders():
+            if name.startswith(".step-"):
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+        return self.names()
 
     def probe(self) -> None:
         """By a file without a name."""
@@ -88,6 +111,18 @@ class Local(Store):
     def spelled(self, name: str) -> str:
         """Its path."""
         return str(self._folder / name)
+
+    def _draft(self, name: str) -> Path:
+        """A hidden name beside it, which `tidy` knows."""
+        return self._folder / f".{name}.{uuid4().hex[:8]}"
+
+    def _folders(self) -> list[str]:
+        """Hidden ones too. OSError where they cannot be listed (which `glob` takes for none)."""
+        try:
+            with os.scandir(self._folder) as entries:
+                return [entry.name for entry in entries if entry.is_dir()]
+        except FileNotFoundError:
+            return []
 
 
 def _fill(draft: Path, tensors: Mapping[str, Any], told: Manifest) -> None:

@@ -12,17 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event
-from typing import IO, Any
+from typing import Any
 
 from stoplab_platform.errors import DataError, DataMissing
 from stoplab_platform.paths import CHECKPOINT_MANIFEST as MANIFEST
 from stoplab_platform.remote import Options, Remote, copied
 from stoplab_trainers.data.cache import locked, make_room, replacing
-from stoplab_trainers.stores.base import Broken, Manifest, Store, parsed, serialise, sha256_of
+from stoplab_trainers.stores.base import (
+    Broken,
+    Manifest,
+    Store,
+    parsed,
+    path_of,
+    serialise,
+    sha256_of,
+)
 
 PROBE = "probe"
 WANTED = Event()  # never set
@@ -50,7 +58,7 @@ class Objects(Store):
         drafts.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=drafts) as file:
             serialise(tensors, file)
-            path = _path(file)
+            path = path_of(file)
             sha256, size = sha256_of(path), path.stat().st_size
             state = f"state-{sha256[:DIGITS]}.pt"
             self._at(name, state).put(path)
@@ -79,24 +87,23 @@ class Objects(Store):
             file = copy.open("rb")
         try:
             with file:
-                yield _path(file)
+                yield path_of(file)
         finally:
-            copy.unlink(missing_ok=True)  # who has it open reads on
+            with locked(copy.with_name(key)):  # not while another is about to open it
+                copy.unlink(missing_ok=True)  # who has it open reads on
 
     def remove(self, name: str) -> None:
         """The manifest first: what is left of a removal that is cut off does not exist."""
-        for file in sorted(self._listed().get(name, ())):
+        for file in sorted(Remote(self.spelled(name), self._options).below()):
             self._at(name, file).remove()
 
-    def tidy(self) -> None:
+    def tidy(self) -> list[str]:
         """States that no manifest names."""
-        for name, files in self._listed().items():
-            if MANIFEST not in files:
-                self.remove(name)
-            elif len(files) > 2:
-                with suppress(Broken):
-                    for file in set(files) - {MANIFEST, self.manifest(name)["state"]}:
-                        self._at(name, file).remove()
+        there = self._listed()
+        for name, files in there.items():
+            for file in self._unnamed(name, files):
+                self._at(name, file).remove()
+        return [name for name, files in there.items() if MANIFEST in files]
 
     def probe(self) -> None:
         """By an object that comes, is read and listed, and goes: a resume needs all of it."""
@@ -122,6 +129,17 @@ class Objects(Store):
                 found.setdefault(name, []).append(file)
         return found
 
+    def _unnamed(self, name: str, files: list[str]) -> set[str]:
+        """Of its files those that are no part of it."""
+        if MANIFEST not in files:
+            return set(files)
+        if len(files) <= 2:
+            return set()
+        try:
+            return set(files) - {MANIFEST, self.manifest(name)["state"]}
+        except Broken:
+            return set()
+
     def _fetch(self, name: str, told: Manifest, copy: Path) -> None:
         place, size = self._at(name, told["state"]), told["size"]
         try:
@@ -133,8 +151,3 @@ class Objects(Store):
                     raise Broken(f"{place.name} does not match its checksum")
         except DataMissing as error:
             raise Broken(f"{place.name} is missing") from error
-
-
-def _path(file: IO[bytes]) -> Path:
-    """An open file's path, also of one whose name is gone (Linux)."""
-    return Path(f"/proc/self/fd/{file.fileno()}")
