@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stoplab_platform.errors import DataAway
 from stoplab_trainers import checkpoint, loop
+from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.divergence import explained
 from stoplab_trainers.loop import Run, World
 from stoplab_trainers.measure import Diverged
 from stoplab_trainers.rank import run_rank
@@ -31,16 +34,15 @@ def test_a_run_that_breaks_names_steps_samples_and_the_last_good_checkpoint(
         fed[run.step] = batch.ids.tolist()
         runs.append(run)
         done = train_step(run, batch)
-        if run.step >= BREAKS_AT:
+        if run.step == BREAKS_AT:  # the next loss is the first that is no number
             with torch.no_grad():
                 run.model.predictor.mask_token.fill_(math.nan)
-            run.finite.fill_(False)
         return done
 
     monkeypatch.setattr(loop, "train_step", breaking)
     spec = tiny(
         evals=[], optim__epochs=5, tracking__log_every_steps=EVERY,
-        checkpoint__every_epochs=None, checkpoint__every_steps=4,
+        checkpoint__every_epochs=None, checkpoint__every_steps=1, checkpoint__keep=2,
     )  # fmt: skip
     run = folder(tmp_path)
     with pytest.raises(Diverged) as ended:
@@ -54,10 +56,25 @@ def test_a_run_that_breaks_names_steps_samples_and_the_last_good_checkpoint(
     assert told["message"] in str(ended.value)
     newest = checkpoint.latest(run.checkpoints)
     assert newest is not None
-    assert newest.name == "step-00000068", "whole, and good for nothing"
-    assert told["checkpoint"] == "step-00000064"
-    for words in ("up to step 60", "61 to 70", "divergence.json", "step-00000064"):
+    assert newest.name == "step-00000067", "whole, and good for nothing; later ones are not saved"
+    assert told["checkpoint"] == "step-00000066", "they would have pushed it out"
+    for words in ("up to step 60", "61 to 70", "divergence.json", "step-00000066"):
         assert words in str(ended.value)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_store_that_is_away_does_not_hide_that_a_run_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise DataAway("s3://box does not answer")
+
+    monkeypatch.setattr(checkpoint, "sound", away)
+    run, folder_ = Run(tiny(), ShardSet.open("digits", tmp_path)), folder(tmp_path)
+    with pytest.raises(Diverged, match=r"last good checkpoint: not known \(s3://box does not"):
+        with explained(run, folder_):
+            raise Diverged("the loss is nan at step 1")
+    assert json.loads(folder_.divergence.read_text())["checkpoint"] is None
 
 
 def test_where_no_checkpoint_is_good_there_is_none(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from stoplab_platform.errors import DataAway, DataError
 from stoplab_platform.files import write_json
 from stoplab_platform.paths import RunFolder
 from stoplab_trainers import checkpoint
@@ -22,7 +23,7 @@ def explained(run: Run, folder: RunFolder) -> Iterator[None]:
         found = suspects(run, folder)
         write_json(folder.divergence, {"message": str(error), **found})
         first, last = found["steps"]
-        left = found["checkpoint"] or "none"
+        left = found["checkpoint"] or found.get("why") or "none"
         raise Diverged(
             f"{error}; all losses up to step {first - 1} were numbers. The samples of the steps "
             f"{first} to {last} are listed in {folder.divergence}; last good checkpoint: {left}"
@@ -31,9 +32,14 @@ def explained(run: Run, folder: RunFolder) -> Iterator[None]:
 
 def suspects(run: Run, folder: RunFolder) -> dict[str, Any]:
     """First and last step (from 1) since the last one that is known to be good, names of their
-    samples as the plan has them, and the newest checkpoint of numbers."""
+    samples as the plan has them, and the newest checkpoint of numbers, or `why` it is not known."""
     first, last = run.checked + 1, run.step
-    good = checkpoint.sound(checkpoint.stores(folder))
+    good: checkpoint.Saved | None = None
+    why: dict[str, str] = {}
+    try:
+        good = checkpoint.sound(checkpoint.stores(folder))
+    except (DataAway, DataError, OSError) as error:  # the run still ended as it did
+        why = {"why": f"not known ({error})"}
     return {
         "steps": [first, last],
         "samples": {
@@ -41,4 +47,5 @@ def suspects(run: Run, folder: RunFolder) -> dict[str, Any]:
             for step in range(first, last + 1)
         },
         "checkpoint": good.name if good else None,
+        **why,
     }

@@ -185,7 +185,9 @@ class Saving:
         if self.saved_step == run.step:
             return
         state = run.state()
-        if run.world.rank == 0 and not self._fenced():
+        # Past a loss that is no number, a state would only push good ones out.
+        good = run.checked == run.step or bool(run.finite)
+        if run.world.rank == 0 and good and not self._fenced():
             with self._patience():
                 self._writer.begin(run.step, state, run.spec.checkpoint.keep)
         self.saved_step = run.step
