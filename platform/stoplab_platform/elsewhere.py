@@ -64,6 +64,9 @@ class Place(BaseModel):
         self.check(settings)
         folder = self.local()
         if folder is not None:
+            top = folder.parent.parent  # what the spec names: it was there when the run began
+            if not top.exists():
+                raise DataError(f"there is no {top} on this machine")
             if folder.parent.exists():
                 remove(folder)
                 with suppress(OSError):  # of a study, others lie beside it

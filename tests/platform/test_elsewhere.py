@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import pytest
 from stoplab_platform import remote, retention, settle
 from stoplab_platform.adoption import adopt
 from stoplab_platform.elsewhere import LEFT, Place, begin_at, place_of, places
+from stoplab_platform.errors import DataError
 from stoplab_platform.files import write_atomic
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
@@ -113,6 +115,28 @@ def test_what_cannot_be_removed_is_told(
     assert event.message.startswith(f"{URL}/{job.id}/run stays: there is no secret 'bucket'")
     assert not settings.folders.job(job.id).root.exists()
     assert len(left(s3, job)) == 2
+
+
+def test_a_folder_of_a_file_system_that_is_not_here_is_told(
+    jobs: Jobs, store: JobStore, settings: Settings, tmp_path: Path
+) -> None:
+    """As of one that the nodes have mounted, and the API has not."""
+    job = ended(jobs, store)
+    top = tmp_path / "mounted" / "saved"
+    begin_at(settings.folders.job(job.id).run("run"), place_of(str(top), None, job.id, "run"))
+    jobs.delete(ANA, job.id)
+    settled(store, settings)
+    (event,) = [event for event in store.events(job.id) if event.verb == LEFT]
+    assert event.message == f"{top}/{job.id}/run stays: there is no {top} on this machine"
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
+def test_a_package_that_is_missing_is_named(
+    scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=rf"{scheme}:// is not installed .* install '{package}'"):
+        remote.Remote(f"{scheme}://box/x", {})
 
 
 def test_a_store_that_is_away_is_asked_again(

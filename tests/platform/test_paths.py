@@ -64,11 +64,15 @@ def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
+    path = tmp_path / "some" / "file.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert read_json(path) == {"a": 1}
+    (folder := path.with_name("folder")).mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_json(folder, {"a": 2})
+    assert sorted(path.parent.iterdir()) == [path, folder], "and no draft"
 
 
 def test_a_file_that_is_not_there_is_none(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,18 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_weights(tmp_path: Path) -> 
     resumed = execute(spec, run, identity(), stop_file=stop)
     assert resumed.weights_sha256 == whole.weights_sha256
     assert resumed.certificate == whole.certificate
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_anew(tmp_path: Path) -> None:
+    """As where the file system that holds them is not mounted."""
+    run, stop, before = folder(tmp_path), tmp_path / "stop.json", "at step 7: it starts anew"
+    for was in (0, 7):
+        write_json(run.progress, {"step": was})
+        write_json(stop, {"intent": "CANCELLED"})
+        with pytest.raises(Stopped):
+            execute(tiny(evals=[]), run, identity(), stop_file=stop)
+        assert (before in run.rank_log(0).read_text()) == (was == 7)
+        shutil.rmtree(run.checkpoints)
 
 
 @pytest.mark.slow

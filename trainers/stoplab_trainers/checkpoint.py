@@ -232,10 +232,10 @@ def _retain(store: Store, names: Iterable[str], step: int, keep: int) -> None:
     """
     saved = _by_step(Saved(store, name) for name in names)
     later = [one for one in saved if one.step > step]
-    due = [one for one in later if _fault(one) is not None] + saved[len(later) :][keep:]
-    for one in due:
+    for one in [*later, *saved[len(later) + keep :]]:
         try:
-            store.remove(one.name)
+            if one.step < step or _fault(one) is not None:
+                store.remove(one.name)
         except (OSError, DataAway, DataError) as error:
             log.warning("%s stays for now: %s", one, error)
 

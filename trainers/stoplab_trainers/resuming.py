@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from stoplab_platform.errors import CheckpointError
+from stoplab_platform.files import read_json
 from stoplab_platform.paths import RunFolder
 from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import Run, World
@@ -44,7 +45,10 @@ def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -
         run.load(*checkpoint.load(saved, identity=owner | given if mine else None))
         return given, sha256
 
-    if found := checkpoint.newest(checkpoint.stores(folder), go_on):
+    found = checkpoint.newest(checkpoint.stores(folder), go_on)
+    if found is None and (was := (read_json(folder.progress) or {}).get("step")):
+        log.warning("no checkpoint is left of this run, which was at step %d: it starts anew", was)
+    if found:
         given, sha256 = found
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     elif leg and leg.after:
