@@ -1,4 +1,4 @@
-"""Fixtures: databases of every kind that the store runs on, each of a test's own."""
+"""Fixtures: databases of every kind that the store runs on, each of a test's own, and its jobs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from stoplab_platform.jobs.database import Database
 from stoplab_platform.jobs.store import JobStore
+from stoplab_platform.service import Jobs
+from stoplab_platform.settings import Settings
 from support_postgres import Postgres, running_postgres
 from support_sessions import watch_sessions
 from support_store import open_store
@@ -55,6 +57,12 @@ def store(url: str) -> Iterator[JobStore]:
     """A store of every kind."""
     with open_store(url) as store:
         yield store
+
+
+@pytest.fixture
+def jobs(store: JobStore, settings: Settings) -> Jobs:
+    """What may be asked of the jobs in it, under the settings of the test's module."""
+    return Jobs(store, settings)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from support_store import (
     finished,
     lab_settings,
     new_job,
-    open_store,
     run_spec,
     running,
 )
@@ -38,14 +36,8 @@ def settings(home: Path) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[JobStore]:
-    with open_store(settings.database) as store:
-        yield store
-
-
-@pytest.fixture
-def jobs(store: JobStore, settings: Settings) -> Jobs:
-    return Jobs(store, settings)
+def url(settings: Settings) -> str:
+    return settings.database  # the lab's own, of one kind
 
 
 @pytest.fixture

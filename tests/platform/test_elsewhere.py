@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +26,7 @@ from stoplab_platform.settings import Settings
 from stoplab_platform.settle import Settler
 from support_s3 import BUCKET, OPTIONS, bucket
 from support_specs import problems, run, small
-from support_store import ANA, finished, lab_settings, new_job, open_store, run_spec
+from support_store import ANA, finished, lab_settings, new_job, run_spec
 
 URL = f"s3://{BUCKET}/runs"
 SECRET = "secret://bucket"
@@ -45,14 +44,8 @@ def settings(home: Path, s3: int, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[JobStore]:
-    with open_store(settings.database) as store:
-        yield store
-
-
-@pytest.fixture
-def jobs(store: JobStore, settings: Settings) -> Jobs:
-    return Jobs(store, settings)
+def url(settings: Settings) -> str:
+    return settings.database  # the lab's own, of one kind
 
 
 def ended(jobs: Jobs, store: JobStore) -> Job:

@@ -93,8 +93,7 @@ def run_rank(
         _introduce(run, identity, folder, tracker)
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
-        last, watching = Last(), Watching(run, tracker, folder)
-        fenced = fence(settings)
+        last, watching, fenced = Last(), Watching(run, tracker, folder), fence(settings)
         saving = Saving(folder, owner | given, tracker, watchdog.patience, fenced)
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
