@@ -57,6 +57,7 @@ class Place(BaseModel):
         folder = self.local()
         if folder is None:
             return list(self.remote(settings, project).below().values())
+        self._look_for(folder)
         return [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
 
     def empty(self, settings: Settings, project: str | None = None) -> None:
@@ -64,9 +65,7 @@ class Place(BaseModel):
         self.check(settings)
         folder = self.local()
         if folder is not None:
-            top = folder.parent.parent  # what the spec names: it was there when the run began
-            if not top.exists():
-                raise DataError(f"there is no {top} on this machine")
+            self._look_for(folder)
             if folder.parent.exists():
                 remove(folder)
                 with suppress(OSError):  # of a study, others lie beside it
@@ -75,6 +74,12 @@ class Place(BaseModel):
         # A checkpoint is none without its manifest, whose name sorts before the state's.
         for name in sorted(self.remote(settings, project).below()):
             self.remote(settings, project, name).remove()
+
+    def _look_for(self, folder: Path) -> None:
+        """DataError where its file system is not this machine's."""
+        top = folder.parent.parent  # what the spec names: it was there when the run began
+        if not top.exists():
+            raise DataError(f"there is no {top} on this machine")
 
 
 class Places(BaseModel):

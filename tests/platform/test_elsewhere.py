@@ -116,7 +116,11 @@ def test_a_folder_of_a_file_system_that_is_not_here_is_told(
     """As of one that the nodes have mounted, and the API has not."""
     job = ended(jobs, store)
     top = tmp_path / "mounted" / "saved"
-    begin_at(settings.folders.job(job.id).run("run"), place_of(str(top), None, job.id, "run"))
+    begin_at(
+        settings.folders.job(job.id).run("run"), place := place_of(str(top), None, job.id, "run")
+    )
+    with pytest.raises(DataError, match="on this machine"):
+        place.sizes(settings)
     jobs.delete(ANA, job.id)
     settled(store, settings)
     (event,) = [event for event in store.events(job.id) if event.verb == LEFT]
