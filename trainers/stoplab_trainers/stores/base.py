@@ -89,8 +89,8 @@ def parsed(text: str | bytes, where: str) -> Manifest:
 
 
 def path_of(file: IO[bytes]) -> Path:
-    """An open file's path, also of one whose name is gone (Linux)."""
-    return Path(f"/proc/self/fd/{file.fileno()}")
+    """An open file's path, also of one whose name is gone."""
+    return Path(f"/dev/fd/{file.fileno()}")
 
 
 def sha256_of(path: Path) -> str:
