@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stoplab_platform.errors import Fenced, Problem, SpecError, Stopped
+from stoplab_platform.errors import Fenced, Problem, SpecError, Stopped, StoplabError
 from stoplab_platform.files import read_json, read_lines
 from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, RunFolder
@@ -17,6 +17,7 @@ from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_sweeps.sequential import levels
 from stoplab_sweeps.space import Infeasible, Point, label, point_id, points, run_at, seed_of
+from stoplab_trainers.notice import PREEMPTED, own_node_drains
 
 if TYPE_CHECKING:  # the driver needs no torch, and starts seconds earlier without it
     from stoplab_trainers.hooks import OnScores
@@ -32,8 +33,11 @@ JUDGED = "judged"  # the fact that tells by which images and protocols, options 
 FACTS = ("precision", "threads", "device", "data", JUDGED, PROTOCOLS, "init_from")
 """What a pairing also rests on."""
 PRUNED = "PRUNED"  # a stop's intent, where a scheduler ended the run
-PREEMPTED = "PREEMPTED"  # where the cluster takes a machine of it back
 NAME_ROOM = 90  # characters of a study's name in its runs' names
+
+
+class Leaving(StoplabError):
+    """The process of a cell has to go; the cell is saved, and goes on in another one."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,8 @@ def run_cell(
 ) -> None:
     """Run a cell, or go on with it, and write how it ended into the ledger.
 
-    Nothing is raised for a run that fails: only a lost process is worth another try.
+    Nothing is raised for a run that fails: only a lost process is worth another try. Raises
+    `Leaving` where the node of this one is taken away.
     """
     folder = start.folder
     ledger, run = Ledger(folder), folder.run(cell_id)
@@ -223,6 +228,8 @@ def run_cell(
         summary = execute(run_of(spec, cell), run, identity, stop_file=folder.stop, **told)
     except Stopped as stop:
         if stop.intent == PREEMPTED and not folder.stop.exists():
+            if own_node_drains():
+                raise Leaving(f"the node of {cell_id}'s process is taken away: {stop}") from None
             # Its workers' node goes, and the study does not: it waits for room elsewhere.
             return run_cell(spec, cell_id, start, execute, on_scores)
         ledger.update(cell_id, **_stopped(run, stop.intent))

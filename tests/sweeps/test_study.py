@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from stoplab_sweeps.cells import plan
 from stoplab_sweeps.feed import Feed
 from stoplab_sweeps.study import run_study
 from stoplab_sweeps.watch import Watch
+from stoplab_trainers.launch import execute
+from stoplab_trainers.summary import Summary
 from support_studies import Runs, comparison, one_by_one, start, summary, sweep
 
 DEADLINE_S = 240
@@ -80,6 +84,25 @@ class TestComparison:
         assert study(comparison(), runs, attempt=2) is Exit.OK
         assert runs.done.count("deterministic-s0") == 1
         assert runs.done.count("stochastic-s0") == 2
+
+    def test_a_run_whose_machine_is_taken_away_goes_on_from_the_step_that_was_saved(self) -> None:
+        told: list[object] = []
+
+        def preempted_once(*of: Any, **named: Any) -> Summary:
+            def terminate(progress: dict[str, object]) -> None:
+                if not told:
+                    told.append(progress["step"])
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            return execute(*of, on_progress=terminate, **named)
+
+        assert study(comparison(seeds=[0, 1]), preempted_once) is Exit.OK
+        folder = start().folder
+        assert set(states(folder).values()) == {"SUCCEEDED"}
+        log = folder.run("deterministic-s0").rank_log(0).read_text()
+        (saved,) = map(int, re.findall(r"resumed at step (\d+)", log))
+        assert told == [saved]
+        assert read_json(folder.comparison)["certificate"]["passed"]
 
     def test_a_killed_start_ran_until_it_was_last_heard_of(self) -> None:
         folder, spec = start().folder, comparison()

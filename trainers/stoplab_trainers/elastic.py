@@ -24,16 +24,17 @@ from stoplab_platform.files import read_json, write_json
 from stoplab_platform.jobs.states import ReasonCode
 from stoplab_platform.paths import RunFolder
 from stoplab_trainers.beside import beside
-from stoplab_trainers.notice import PREEMPTED, RESIZE, Draining, Notice, draining
+from stoplab_trainers.notice import PREEMPTED, RESIZE, Draining, Notice, own_node_drains
 from stoplab_trainers.room import Room, resources_of
 from stoplab_trainers.summary import Summary
 from stoplab_trainers.watchdog import Hung
-from stoplab_trainers.workers import HOPELESS, Group
+from stoplab_trainers.workers import HOPELESS, Group, NoRoom
 
 log = logging.getLogger("stoplab")
 
 SETTLE_S = 3.0  # for more room to show itself before a group starts: lost workers leave theirs late
 STEADY_S = 5.0  # for which there must be room for more, and no more come
+LONGEST_S = 3600.0  # the same, after others were quicker to take such room
 LOOK_S = 0.5  # seconds between two looks at whether a group should leave
 KNOCK_S = 2.0  # to reach a node
 
@@ -43,6 +44,8 @@ WHY = {
     ReasonCode.WORKER_ERROR: "a worker was lost",
     ReasonCode.HUNG: "no step came any more",
 }
+MORE = "room for more"
+TAKEN = "others took the room"
 
 
 def train(group: Group, terminated: Notice) -> Summary:
@@ -76,17 +79,24 @@ class _Elastic:
         self._failures = Counter[ReasonCode]()
         self._why: str | None = None
         """Why the last group of workers ended."""
+        self._steady_s = STEADY_S
 
     def train(self) -> Summary:
+        count = 0
         while True:
             with Room(resources_of(self._group.spec.compute), self._counts) as room:
-                count = self._first(room)
+                before, count = count, self._first(room)
+                if self._why == MORE:
+                    self._learn(grown=count > before)
                 self._tell(count)
                 room.give()
                 self._group.forget_places()
+                wish = _Wish(room, self._group, self._leaves, self._steady_s)
                 try:
-                    with _asked(self._group.folder, _Wish(room, self._group, self._leaves)):
-                        return self._group.train(count, max_failures=0)
+                    with _asked(self._group.folder, wish):
+                        return self._group.train(count, max_failures=0, waits=False)
+                except NoRoom:
+                    self._why = TAKEN
                 except Stopped as stop:
                     self._why = self._after(stop)
                 except Hung as hang:
@@ -110,16 +120,22 @@ class _Elastic:
                 raise Stopped(PREEMPTED, self._step())
         return count
 
+    def _learn(self, *, grown: bool) -> None:
+        """Runs that want the same room would hand it to and fro: each then waits twice as long."""
+        self._steady_s = STEADY_S if grown else min(2 * self._steady_s, LONGEST_S)
+        self._why = MORE if grown else TAKEN
+
     def _tell(self, count: int) -> None:
-        if self._why or count < self._counts[-1]:
+        most = self._counts[-1]
+        if self._why or count < most:
             how, why = ("goes on", self._why) if self._why else ("begins", "no room for more")
-            log.info("%s with %d workers (of %d): %s", how, count, self._counts[-1], why)
+            log.info("%s with %d worker%s (of %d): %s", how, count, "s"[: count > 1], most, why)
 
     def _after(self, stop: Stopped) -> str:
         """Why the run goes on after a stop; raises the stop, if it is not the workers' alone."""
         if stop.intent == RESIZE:
-            return "room for more"
-        if stop.intent != PREEMPTED or self._leaves() or _own_node() in draining():
+            return MORE
+        if stop.intent != PREEMPTED or self._leaves() or own_node_drains():
             raise stop
         return self._counted(ReasonCode.PREEMPTED, stop)
 
@@ -140,8 +156,11 @@ class _Elastic:
 class _Wish:
     """What workers are asked for, if anything: to leave, or to make way for more of them."""
 
-    def __init__(self, room: Room, group: Group, leaves: Callable[[], bool]) -> None:
+    def __init__(
+        self, room: Room, group: Group, leaves: Callable[[], bool], steady_s: float
+    ) -> None:
         self._room, self._group, self._leaves = room, group, leaves
+        self._steady_s = steady_s
         self._now = self._seen = room.count
         self._looks = 0  # that found the same room
 
@@ -154,7 +173,7 @@ class _Wish:
         if (found := self._room.look(LOOK_S)) != self._seen:
             self._seen, self._looks = found, 0
         self._looks += 1
-        steady = self._looks * LOOK_S >= STEADY_S
+        steady = self._looks * LOOK_S >= self._steady_s
         return RESIZE if self._seen > self._now and steady else None
 
 
@@ -166,11 +185,10 @@ def _asked(folder: RunFolder, wish: Callable[[], str | None]) -> Iterator[None]:
         intent = None
         while intent is None and not over.wait(LOOK_S):
             try:
-                intent = wish()
+                if (intent := wish()) is not None:
+                    write_json(folder.leave, {"intent": intent})
             except Exception as error:  # the boundary to a cluster that may be going down
                 log.debug("Ray does not say what room there is: %s", error)
-        if intent is not None:
-            write_json(folder.leave, {"intent": intent})
 
     with beside(watch, "stoplab-ask"):
         yield
@@ -185,7 +203,8 @@ def _reason(error: Exception, nodes: set[str]) -> ReasonCode:
     if said is not ReasonCode.WORKER_ERROR:
         return said
     known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    alive = {node["NodeID"] for node in known if node["Alive"] and _answers(node)}
+    theirs = [node for node in known if node["NodeID"] in nodes]
+    alive = {node["NodeID"] for node in theirs if node["Alive"] and _answers(node)}
     return ReasonCode.WORKER_ERROR if nodes <= alive else ReasonCode.NODE_LOST
 
 
@@ -196,10 +215,6 @@ def _answers(node: dict[str, Any]) -> bool:
     except OSError:
         return False
     return True
-
-
-def _own_node() -> str:
-    return str(ray.get_runtime_context().get_node_id())
 
 
 def _last_line(error: Exception) -> str:

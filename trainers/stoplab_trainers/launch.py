@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ray
+
 from stoplab_platform.files import read_json, read_lines
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.specs import RunSpec
@@ -19,7 +21,7 @@ from stoplab_trainers.cluster import connected
 from stoplab_trainers.hardware import device_of
 from stoplab_trainers.hooks import OnScores, Progress
 from stoplab_trainers.loop import World
-from stoplab_trainers.notice import Terminated
+from stoplab_trainers.notice import Draining, Terminated
 from stoplab_trainers.rank import rank_log, run_rank
 from stoplab_trainers.resuming import Leg
 from stoplab_trainers.roll import hung
@@ -74,7 +76,8 @@ def execute(
                 on_progress=on_progress,
                 on_scores=on_scores,
                 leg=leg,
-                notice=Terminated(),
+                # A process of Ray's, as of a study's trial, is sent no SIGTERM; others have no Ray.
+                notice=Draining() if ray.is_initialized() else Terminated(),
             )
     assert summary is not None
     return summary

@@ -102,21 +102,21 @@ class Draining:
         self._thread.join(LOOK_S)
 
     def _listen(self) -> None:
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
         while not self._heard and not self._over.wait(LOOK_S):
             try:
-                self._heard = node in draining()
+                self._heard = own_node_drains()
             except Exception as error:  # the boundary to a cluster that may be going down
                 log.debug("Ray does not say which nodes it drains: %s", error)
 
 
-def draining() -> frozenset[str]:
-    """Ids of the nodes that Ray drains now.
+def own_node_drains() -> bool:
+    """Whether Ray drains the node of this process; False where that has not joined Ray.
 
-    No public call of Ray 2.60 tells it; this is where Ray Train's own watcher looks.
+    No public call of Ray 2.60 tells which nodes drain; this is where Ray Train's own watcher looks.
     """
+    import ray
     from ray._private.state import state
 
-    return frozenset(state.get_draining_nodes())
+    if not ray.is_initialized():
+        return False
+    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()

@@ -41,6 +41,10 @@ class TrainingFailed(StoplabError):
     """A worker ended with an error that a restart would not cure."""
 
 
+class NoRoom(StoplabError):
+    """Workers found no place in the cluster in time."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """What the workers of a run need to know."""
@@ -51,15 +55,17 @@ class Group:
     stop_file: Path | None
     leg: Leg | None
 
-    def train(self, count: int, max_failures: int) -> Summary:
+    def train(self, count: int, max_failures: int, *, waits: bool = True) -> Summary:
         """Train on so many workers; Ray Train restarts them so often itself.
 
-        Raises `Stopped`, `TrainingFailed` where it is hopeless, and what Ray Train raises.
+        ``waits``: for a place for all of them, without end; else `NoRoom` after a minute. Raises
+        `Stopped`, `TrainingFailed` where it is hopeless, and what Ray Train raises.
         """
         # Ray Train costs seconds to import, and GPU machines without Ray run the loop alone.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
+        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+        from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
         on_gpu = self.spec.compute.gpus_per_worker > 0
         for left in (_end_note(self.folder), self.folder.leave, self.folder.hung):
@@ -87,6 +93,7 @@ class Group:
                 failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=max_failures,
                     max_preemption_failures=-1 if max_failures else 0,
+                    controller_failure_limit=-1 if waits else 0,
                 ),
             ),
         )
@@ -95,6 +102,9 @@ class Group:
         except TrainingFailedError as error:
             if (message := hung(self.folder)) is not None:
                 raise Hung(message) from error
+            failure = error.controller_failure if isinstance(error, ControllerError) else None
+            if isinstance(failure, WorkerGroupStartupTimeoutError):
+                raise NoRoom(f"{count} workers found no place: {failure}") from error
             if not _end_note(self.folder).exists():
                 raise
         return self._outcome()
