@@ -15,6 +15,7 @@ from typing import Any
 from stoplab_platform.exits import Exit
 from stoplab_platform.files import read_json, write_json
 from stoplab_platform.paths import RunFolder
+from stoplab_trainers.roll import hung
 from support_runs import folder
 from support_store import wait_for
 
@@ -47,12 +48,30 @@ EVALUATES_AND_STEPS = f"""
         step(number)
         number += 1
 """
+UNMET = f"""
+import logging, sys, threading
+from pathlib import Path
+import torch.distributed as dist
+from stoplab_platform.paths import RunFolder
+from stoplab_trainers.loop import World
+from stoplab_trainers.watchdog import Watchdog
+
+folder, rank = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
+meet = f"file://{{folder.root}}/meet"
+dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+if rank == 0:
+    threading.Event().wait()
+folder.logs.mkdir()
+logging.basicConfig(filename=folder.rank_log(rank))
+with Watchdog(folder, World(rank, 2), {LIMIT_S}):
+    pass
+"""
 
 
 @contextmanager
-def process(run: RunFolder, body: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(run: RunFolder, body: str, rank: int = 0) -> Iterator[subprocess.Popen[bytes]]:
     """A rank that does so; it is ended with the block."""
-    one = subprocess.Popen([sys.executable, "-c", BEGIN + body, str(run.root)])
+    one = subprocess.Popen([sys.executable, "-c", body, str(run.root), str(rank)])
     try:
         yield one
     finally:
@@ -62,7 +81,7 @@ def process(run: RunFolder, body: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_rank_that_stands_still_ends_itself_and_leaves_its_stacks(tmp_path: Path) -> None:
     run = folder(tmp_path)
-    with process(run, HANGS) as rank:
+    with process(run, BEGIN + HANGS) as rank:
         assert rank.wait(DEADLINE_S) == Exit.HUNG
     log = run.rank_log(0).read_text()
     assert "Hung: rank 0 finished no step for 1 s (at most 1 s, compute.hang_timeout_s)" in log
@@ -72,9 +91,18 @@ def test_a_rank_that_stands_still_ends_itself_and_leaves_its_stacks(tmp_path: Pa
     assert read_json(run.hung)["group"] == 1
 
 
+def test_ranks_that_never_meet_end_as_well(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    write_json(run.group, {"group": 1, "token": "of the rank that is silent"})
+    with process(run, UNMET, 0), process(run, UNMET, 1) as waits:
+        assert waits.wait(DEADLINE_S) == Exit.HUNG
+    assert "nothing has come through from the other workers yet" in str(hung(run))
+    assert "broadcast_object_list" in run.rank_log(1).read_text()
+
+
 def test_only_steps_count_and_others_may_take_the_run(tmp_path: Path) -> None:
     run = folder(tmp_path)
-    with process(run, EVALUATES_AND_STEPS) as rank:
+    with process(run, BEGIN + EVALUATES_AND_STEPS) as rank:
         _until(run, lambda beat: beat["step"] > 1, "it has evaluated for four limits")
         # As with Ctrl-Z: it has not waited meanwhile.
         os.kill(rank.pid, signal.SIGSTOP)

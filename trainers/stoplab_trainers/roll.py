@@ -26,6 +26,7 @@ from stoplab_trainers.loop import World
 
 SILENT_S = 10.0  # without a beat; file systems over a network show old ones for a few seconds
 TOLD = 8  # ranks that a message names
+UNMET = 0  # the number of a group whose ranks have not heard of each other; others count from 1
 
 
 def fence(settings: Settings) -> Callable[[], bool]:
@@ -43,7 +44,7 @@ class Roll:
 
     def __init__(self, folder: RunFolder, world: World) -> None:
         self._folder, self._world = folder, world
-        self._own: dict[str, Any] = {"group": 0}
+        self._own: dict[str, Any] = {"group": UNMET}
         self._count = 0
         self._first_count, self._first_heard_at = -1, float("-inf")
 
@@ -54,6 +55,7 @@ class Roll:
             newest = (read_json(self._folder.group) or {"group": 0})["group"]
             own = {"group": newest + 1, "token": uuid4().hex}
             write_json(self._folder.group, own)
+            self._folder.hung.unlink(missing_ok=True)
         if self._world.size > 1:
             shared = [own]
             dist.broadcast_object_list(shared, src=0, device=self._world.device)
@@ -93,6 +95,8 @@ class Roll:
 
         Times of files are compared with that of this rank's own: all are by the server's clock.
         """
+        if self._own["group"] == UNMET:
+            return "nothing has come through from the other workers yet; look at their network"
         now_s = self._written_s(self._world.rank)
         ranks = []
         for rank in range(self._world.size):
@@ -125,6 +129,6 @@ class Roll:
 def hung(folder: RunFolder) -> str | None:
     """Why the newest group of a run ended, if it hung."""
     told, holds = read_json(folder.hung), read_json(folder.group)
-    if told is None or holds is None or told["group"] != holds["group"]:
+    if told is None or holds is None or told["group"] not in (UNMET, holds["group"]):
         return None
     return str(told["message"])

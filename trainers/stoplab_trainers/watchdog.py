@@ -48,25 +48,33 @@ class Watchdog:
         self._folder, self._world, self._limit_s = folder, world, limit_s
         self._roll = Roll(folder, world)
         self._over = threading.Event()
-        self._threads = [  # two, for one waits for files and the other must not
+        self._beating, self._judging = (  # two, for one waits for files and the other must not
             threading.Thread(target=work, name=f"stoplab{work.__name__}", daemon=True)
             for work in (self._beat, self._judge)
-        ]
+        )
         self._training = False  # else nothing is due
         self._signs = 0  # that something goes on
         self._step, self._usual_s = 0, 0.0
         self._first_busy_at = float("-inf")
 
     def __enter__(self) -> Watchdog:
-        """Take the run's folder; all ranks call. Fenced where a newer attempt has it."""
-        self._roll.take()
-        for thread in self._threads:
-            thread.start()
+        """Take the run's folder; all ranks call. Fenced where a newer attempt has it.
+
+        That is their first exchange, and takes for ever where their network does not work.
+        """
+        self._judging.start()
+        try:
+            with self.training(0):
+                self._roll.take()
+        except BaseException:
+            self._over.set()
+            raise
+        self._beating.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        for thread in self._threads:
+        for thread in (self._judging, self._beating):
             thread.join(TELL_S)
 
     def __call__(self, run: Run, report: StepReport) -> None:
