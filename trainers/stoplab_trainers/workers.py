@@ -18,6 +18,7 @@ from stoplab_platform.errors import Fenced, StoplabError, Stopped
 from stoplab_platform.files import read_json, write_json
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.redaction import redacted
+from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_trainers.hardware import device_of
@@ -25,7 +26,7 @@ from stoplab_trainers.loop import World
 from stoplab_trainers.notice import Draining
 from stoplab_trainers.rank import rank_log, run_rank
 from stoplab_trainers.resuming import Leg
-from stoplab_trainers.roll import hung
+from stoplab_trainers.roll import fence, hung
 from stoplab_trainers.room import resources_of
 from stoplab_trainers.summary import Summary, summary_of
 from stoplab_trainers.watchdog import Hung, Watchdog
@@ -100,6 +101,7 @@ class Group:
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            self._check_owner()
             if (message := hung(self.folder)) is not None:
                 raise Hung(message) from error
             failure = error.controller_failure if isinstance(error, ControllerError) else None
@@ -123,6 +125,11 @@ class Group:
         told = (read_json(self.folder.place(rank)) for rank in range(count))
         return {str(place["node"]) for place in told if place}
 
+    def _check_owner(self) -> None:
+        """Fenced where the workers ended because a newer attempt has the folder."""
+        if fence(Settings())():
+            raise Fenced(f"a newer attempt owns the job's folder, {self.folder.root}")
+
     def _outcome(self) -> Summary:
         note = read_json(_end_note(self.folder)) or {}
         if "stopped" in note:
@@ -131,6 +138,7 @@ class Group:
             raise TrainingFailed(note["failed"])
         summary = summary_of(self.folder)
         if summary is None:
+            self._check_owner()
             raise TrainingFailed(f"the workers ended without a summary in {self.folder.root}")
         return summary
 
