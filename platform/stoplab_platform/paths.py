@@ -57,6 +57,11 @@ class RunFolder:
         return self.root / "progress.json"
 
     @property
+    def last(self) -> Path:
+        """What was measured at the run's last step, for whoever goes on from there."""
+        return self.root / "last.json"
+
+    @property
     def group(self) -> Path:
         """Number and token of the newest group of workers that took the run on."""
         return self.root / "group.json"

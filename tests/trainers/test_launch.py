@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from stoplab_platform.errors import Stopped
+from stoplab_platform.errors import Fenced, Stopped
+from stoplab_platform.fence import own
 from stoplab_platform.files import read_json, write_json
-from stoplab_platform.paths import RunFolder
+from stoplab_platform.paths import Home, RunFolder
 from stoplab_platform.scorebook import read_scores
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import client
@@ -75,6 +76,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     spooled = run.spool.stat().st_size
     assert execute(tiny(optim__epochs=1, evals=[]), run, identity()) == first
     assert run.spool.stat().st_size == spooled
+
+
+def test_a_run_that_was_killed_while_it_was_judged_tells_the_same(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    whole = execute(tiny(optim__epochs=1), run, identity())
+    run.summary.unlink()
+    again = execute(tiny(optim__epochs=1), run, identity())
+    assert {"train/loss", "collapse/rankme", "test/knn_top1"} <= set(again.metrics)
+    assert again.model_copy(update={"elapsed_s": whole.elapsed_s}) == whole
 
 
 def test_a_stopped_run_saves_and_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -178,6 +188,20 @@ class TestUnderRayTrain:
         write_json(stop, {"intent": "CANCELLED", "deadline_s": 5})
         with pytest.raises(Stopped):
             execute(self.two_workers(tiny(evals=[])), folder(tmp_path), identity(), stop_file=stop)
+
+    @pytest.mark.slow
+    def test_workers_of_an_overtaken_attempt_end_without_a_word(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = Home(home).job("j_old")
+        run = job.run("run")
+        run.root.mkdir(parents=True)
+        own(job, 2)
+        monkeypatch.setenv("STOPLAB_JOB_ID", "j_old")
+        monkeypatch.setenv("STOPLAB_ATTEMPT", "1")
+        with pytest.raises(Fenced, match="a newer attempt owns"):
+            execute(self.two_workers(tiny(evals=[])), run, identity())
+        assert not run.spool.exists()
 
     @staticmethod
     def two_workers(spec: RunSpec) -> RunSpec:

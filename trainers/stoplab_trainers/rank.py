@@ -13,7 +13,7 @@ import torch
 
 from stoplab_platform import logs
 from stoplab_platform.errors import Fenced, Stopped
-from stoplab_platform.files import write_atomic
+from stoplab_platform.files import read_json, write_atomic, write_json
 from stoplab_platform.masks import effective_ratio
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.settings import Settings
@@ -93,13 +93,14 @@ def run_rank(
         _introduce(run, identity, folder, tracker)
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
-        last, watching, fenced = Last(), Watching(run, tracker, folder), fence(settings)
+        watching, fenced = Watching(run, tracker, folder), fence(settings)
+        last = Last(run, watching, folder.last)
         saving = Saving(folder, owner | given, tracker, watchdog.patience, fenced)
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
         with explained(run, folder), saving:
             final = _train(run, [  # saved before it is judged: what goes wrong there costs no step
-                last, Reporting(tracker), watching, ProgressFile(folder, on_progress), saving,
+                Reporting(tracker), watching, last, ProgressFile(folder, on_progress), saving,
                 *map(watchdog.patiently, judging), Stopping(stops, saving, fenced, notice),
             ], watchdog, notice)  # fmt: skip
         found = _judged(run, scores, folder, tracker)
@@ -107,7 +108,7 @@ def run_rank(
         tracker.tags({"stoplab.weights_sha256": (weights := _hash(final))})
         tracker.finish("FINISHED")
     return left(folder, Summary(
-        metrics={**last.metrics, **watching.metrics, **found},
+        metrics={**last.metrics, **found},
         certificate=run.record.certificate(),
         facts=facts | (scores.facts() if scores else {}),
         run_digest=identity.run_digest,
@@ -195,14 +196,18 @@ def _tracked(folder: RunFolder, uri: str) -> Iterator[SpoolTracker]:
 
 
 class Last:
-    """Remembers the last logged step's metrics."""
+    """What the last step measured; it is left for an attempt that has only to evaluate."""
 
-    def __init__(self) -> None:
-        self.metrics: Mapping[str, float] = {}
+    def __init__(self, run: Run, watching: Watching, file: Path) -> None:
+        self._watching, self._file = watching, file
+        told = read_json(file) if run.step == run.last_step else None
+        self.metrics: Mapping[str, float] = told or {}
 
     def __call__(self, run: Run, report: StepReport) -> None:
-        """Keep a measured step's numbers."""
-        self.metrics = report.metrics or self.metrics
+        """Keep the last step's numbers, before that step is saved."""
+        if report.step == report.steps:
+            self.metrics = {**report.metrics, **self._watching.metrics}
+            write_json(self._file, self.metrics)
 
 
 def _facts(spec: RunSpec, world: World, shards: ShardSet) -> dict[str, Any]:
