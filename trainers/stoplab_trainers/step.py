@@ -80,7 +80,7 @@ def rehearse(run: Run, batch: Batch) -> None:
     DDP orders its buckets by the first backward, and a sum of three ranks or more depends on the
     order: so the first step after a start adds up as it would in a run that goes on.
     """
-    if isinstance(run.student, DistributedDataParallel):
+    if isinstance(run.student, DistributedDataParallel) and run.world.size > 2:
         masks = draw_masks(run.spec, batch.step, run.rows)
         _accumulate(run, batch, masks, part=run.num_parts - 1)
         run.optimizer.zero_grad(set_to_none=True)
