@@ -57,6 +57,8 @@ class Seen:
     max_failures: int = 3
     exceeded: Exceeded | None = None
     """The limit that the job has used up, if it has."""
+    news: str | None = None
+    """What the run last told of itself."""
 
     @property
     def over(self) -> bool:
@@ -100,7 +102,14 @@ class Wait:
     why: str
 
 
-Action = Move | Start | AskStop | Kill | Wait
+@dataclass(frozen=True)
+class Tell:
+    """It goes on, and people are told how."""
+
+    what: str
+
+
+Action = Move | Start | AskStop | Kill | Wait | Tell
 
 ENDS = {
     Intent.CANCELLED: State.CANCELLED,
@@ -197,6 +206,8 @@ def _running(job: Job, seen: Seen, patience: Patience) -> Iterator[Action]:
         code, message = seen.exceeded.code, seen.exceeded.message
         yield Move(State.STOPPING, code, message, intent=Intent.FAILED)
         yield AskStop()
+    elif seen.news is not None:
+        yield Tell(seen.news)
 
 
 def _ended(job: Job, seen: Seen, patience: Patience, result: Result) -> Iterator[Action]:

@@ -1,4 +1,4 @@
-"""The files by which the platform and an attempt speak: heartbeat, stop, result.
+"""The files by which the platform and an attempt speak: heartbeat, news, stop, result.
 
 They lie in the job's folder, so that either side may die and the other still knows.
 """
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stoplab_platform.files import read_json, write_json
 from stoplab_platform.jobs.models import Intent
 from stoplab_platform.jobs.states import ReasonCode
-from stoplab_platform.paths import JobFolder
+from stoplab_platform.paths import JobFolder, RunFolder
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
@@ -32,6 +32,15 @@ class Heartbeat(BaseModel):
 
     attempt: int
     count: int
+
+
+class News(BaseModel):
+    """What a run tells of itself while it goes on, for the job's history."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int
+    message: str
 
 
 class StopOrder(BaseModel):
@@ -62,6 +71,17 @@ class Result(BaseModel):
 def read_heartbeat(folder: JobFolder) -> Heartbeat | None:
     """The last beat of any attempt."""
     return _read(Heartbeat, folder.heartbeat)
+
+
+def tell_news(run: RunFolder, attempt: int, message: str) -> None:
+    """Let the job's history have a line."""
+    write_json(run.news, News(attempt=attempt, message=message).model_dump())
+
+
+def read_news(run: RunFolder, attempt: int) -> str | None:
+    """What this attempt last told."""
+    news = _read(News, run.news)
+    return news.message if news is not None and news.attempt == attempt else None
 
 
 def read_result(folder: JobFolder, attempt: int) -> Result | None:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from stoplab_platform.decide import Patience, Seen
 from stoplab_platform.errors import RunnerUnavailable
-from stoplab_platform.handoff import Heartbeat, read_heartbeat, read_result, read_stop
+from stoplab_platform.handoff import (
+    Heartbeat,
+    read_heartbeat,
+    read_news,
+    read_result,
+    read_stop,
+)
 from stoplab_platform.ids import submission_id
 from stoplab_platform.jobs.models import Job
 from stoplab_platform.jobs.states import State
@@ -74,6 +80,7 @@ class Observer:
             result=result,
             runner=word,
             stop_asked=order is not None and order.intent is job.intent,
+            news=read_news(folder.run("run"), job.attempt) if _has_news(job) else None,
         )
 
     def _watch(self, job: Job, beat: Heartbeat | None, now: float) -> Watch:
@@ -100,3 +107,9 @@ class Observer:
 
     def _wants_word(self, job: Job, beat: Heartbeat | None, quiet_s: float) -> bool:
         return job.state is State.STOPPING or beat is None or quiet_s > self._fresh_s
+
+
+def _has_news(job: Job) -> bool:
+    """Only runs whose workers may change while they go on have any."""
+    changes = job.spec.get("compute", {}).get("min_workers") is not None
+    return changes and job.state is State.RUNNING

@@ -66,6 +66,11 @@ class RunFolder:
         """Number and token of the newest group of workers that took the run on."""
         return self.root / "group.json"
 
+    @property
+    def news(self) -> Path:
+        """What the run last said of its workers: attempt, message."""
+        return self.root / "news.json"
+
     def beat(self, rank: int) -> Path:
         """A counter that the living rank raises: group, count, step, training, host, pid."""
         return self.root / "beats" / f"rank-{rank}.json"

@@ -26,6 +26,7 @@ from stoplab_platform.decide import (
     Patience,
     Seen,
     Start,
+    Tell,
     Wait,
     decide,
     recover,
@@ -175,9 +176,16 @@ class Reconciler:
                 self._attempts.kill(job)
                 self._note(job, "kill", action.why)
             case Wait():
-                if job.message != action.why:
-                    return self._store.tell(job, action.why, actor=ACTOR, verb="wait")
+                return self._tell(job, action.why, "wait")
+            case Tell():
+                return self._tell(job, action.what, "workers")
         return job
+
+    def _tell(self, job: Job, message: str, verb: str) -> Job:
+        """Once, though it holds for many passes."""
+        if job.message == message:
+            return job
+        return self._store.tell(job, message, actor=ACTOR, verb=verb)
 
     def _start(self, job: Job, seen: Seen) -> Job:
         """Hand it over; what its folder does not allow is a failed start like any other."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stoplab_platform.errors import Fenced, Problem, SpecError, Stopped, StoplabError
+from stoplab_platform.errors import Fenced, Problem, SpecError, StoplabError, Stopped
 from stoplab_platform.files import read_json, read_lines
 from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, RunFolder

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from stoplab_platform.decide import Action, AskStop, Kill, Move, Patience, Seen, Start, Wait, decide
+from stoplab_platform.decide import (
+    Action,
+    AskStop,
+    Kill,
+    Move,
+    Patience,
+    Seen,
+    Start,
+    Tell,
+    Wait,
+    decide,
+)
 from stoplab_platform.handoff import Result
 from stoplab_platform.jobs.models import Intent, Job
 from stoplab_platform.jobs.states import MOVES, ReasonCode, State
@@ -148,6 +159,12 @@ class TestRunning:
     def test_nothing_to_do(self) -> None:
         assert actions(self.RUNNING, beating=True) == []
         assert actions(self.RUNNING, beating=True, quiet_s=30, runner=says("RUNNING")) == []
+
+    def test_what_a_run_says_is_told_while_it_goes_on(self) -> None:
+        assert actions(self.RUNNING, beating=True, news="2 workers") == [Tell("2 workers")]
+        assert Tell("2 workers") not in actions(
+            self.RUNNING, beating=True, news="2 workers", result=result("SUCCEEDED")
+        )
 
     @pytest.mark.parametrize("word", ["SUCCEEDED", "FAILED", "STOPPED", "ABSENT"])
     def test_the_runners_word_alone_ends_nothing(self, word: str) -> None:

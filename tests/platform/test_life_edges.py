@@ -124,6 +124,33 @@ class TestRoom:
             assert [e.message for e in lab.store.events(job.id) if e.verb == "wait"] == [told]
 
 
+class TestNews:
+    NEWS = """
+import os, time
+from stoplab_platform.handoff import tell_news
+from stoplab_platform.settings import Settings
+
+folder = Settings().folders.job(os.environ["STOPLAB_JOB_ID"])
+for count in (2, 4):
+    tell_news(folder.run("run"), 1, f"goes on with {count} workers")
+    while not (folder.root / f"heard-{count}").exists():
+        time.sleep(0.05)
+"""
+
+    def test_what_a_run_says_of_its_workers_is_in_the_history_once(self, home: Path) -> None:
+        with running_lab(home, script(self.NEWS)) as lab:
+            compute = {"workers": 4, "min_workers": 2}
+            job = lab.submit(compute=compute, optim={"batch_size": 40})
+            for count in (2, 4):
+                told = f"goes on with {count} workers"
+                wait_for(lambda: lab.job(job).message == told, "the news")  # noqa: B023
+                assert lab.job(job).state is State.RUNNING
+                (lab.folder(job).root / f"heard-{count}").touch()
+            assert lab.wait(job, State.SUCCEEDED).message is None
+            events = [e.message for e in lab.store.events(job.id) if e.verb == "workers"]
+        assert events == ["goes on with 2 workers", "goes on with 4 workers"]
+
+
 class TestStartsThatFail:
     def test_a_folder_that_cannot_be_prepared(self, home: Path) -> None:
         job, folder = submitted(home, max_failures=1)

@@ -11,6 +11,7 @@ import pytest
 
 from stoplab_platform.exits import Exit
 from stoplab_platform.files import read_json
+from stoplab_platform.handoff import read_news
 from stoplab_platform.specs import RunSpec
 from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import World
@@ -89,10 +90,12 @@ def test_a_drained_node_costs_no_step_where_the_others_go_on(home: Path) -> None
         cluster.drain(_node(drive, 1), 120)
         drive.finish()
     print(*_moves(drive), sep="\n")
-    assert "goes on with 1 workers (of 2): a node is taken away" in drive.log.read_text()
+    assert "goes on with 1 worker (of 2): a node is taken away" in drive.log.read_text()
     (saved,) = drive.resumed()
     by_step = drive.logged(WORKERS)
     assert [by_step[saved], by_step[saved + 1]] == [2, 1], "a step was lost"
+    told = read_news(drive.run, drive.attempt)
+    assert told == f"goes on with 1 worker (of 2): a node is taken away (after step {saved})"
 
 
 def test_a_drained_node_ends_an_attempt_of_fixed_workers_saved(home: Path) -> None:
@@ -114,4 +117,4 @@ def _node(drive: Drive, rank: int) -> str:
 
 
 def _moves(drive: Drive) -> list[str]:
-    return [line for line in drive.log.read_text().splitlines() if "workers (of" in line]
+    return [line for line in drive.log.read_text().splitlines() if " (of " in line]

@@ -21,6 +21,7 @@ import ray
 from stoplab_platform.errors import Stopped
 from stoplab_platform.failures import budget, cause_in
 from stoplab_platform.files import read_json, write_json
+from stoplab_platform.handoff import tell_news
 from stoplab_platform.jobs.states import ReasonCode
 from stoplab_platform.paths import RunFolder
 from stoplab_trainers.beside import beside
@@ -111,7 +112,8 @@ class _Elastic:
         told = False
         while not (count := room.look(SETTLE_S)):
             if not told:
-                log.info("waits for room for %d workers (of %d)", self._counts[0], self._counts[-1])
+                self._say(f"waits for room for {_workers(self._counts[0], self._counts[-1])}")
+                self._why = self._why or "there is room now"
             told = True
             for file in (self._group.stop_file, self._group.folder.prune):
                 if file and (wish := read_json(file)) is not None:
@@ -126,10 +128,15 @@ class _Elastic:
         self._why = MORE if grown else TAKEN
 
     def _tell(self, count: int) -> None:
-        most = self._counts[-1]
-        if self._why or count < most:
+        if self._why or count < self._counts[-1]:
             how, why = ("goes on", self._why) if self._why else ("begins", "no room for more")
-            log.info("%s with %d worker%s (of %d): %s", how, count, "s"[: count > 1], most, why)
+            self._say(f"{how} with {_workers(count, self._counts[-1])}: {why}")
+
+    def _say(self, text: str) -> None:
+        """To the log, and as an event of the job."""
+        log.info("%s", text)
+        told = f"{text} (after step {self._step()})"
+        tell_news(self._group.folder, self._group.identity.attempt, told)
 
     def _after(self, stop: Stopped) -> str:
         """Why the run goes on after a stop; raises the stop, if it is not the workers' alone."""
@@ -215,6 +222,10 @@ def _answers(node: dict[str, Any]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _workers(count: int, most: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''} (of {most})"
 
 
 def _last_line(error: Exception) -> str:

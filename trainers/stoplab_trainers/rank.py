@@ -93,9 +93,8 @@ def run_rank(
         _introduce(run, identity, folder, tracker)
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
-        watching, fenced = Watching(run, tracker, folder), fence(settings)
-        last = Last(run, watching, folder.last)
-        saving = Saving(folder, owner | given, tracker, watchdog.patience, fenced)
+        last = Last(run, watching := Watching(run, tracker, folder), folder.last)
+        saving = Saving(folder, owner | given, tracker, watchdog.patience, fenced := fence(settings))
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
         with explained(run, folder), saving:
