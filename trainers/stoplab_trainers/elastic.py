@@ -189,13 +189,13 @@ def _asked(folder: RunFolder, wish: Callable[[], str | None]) -> Iterator[None]:
     """Ask the workers of the block to save and end, once there is a wish."""
 
     def watch(over: threading.Event) -> None:
-        intent = None
-        while intent is None and not over.wait(LOOK_S):
+        while not over.wait(LOOK_S):
             try:
                 if (intent := wish()) is not None:
                     write_json(folder.leave, {"intent": intent})
+                    return
             except Exception as error:  # the boundary to a cluster that may be going down
-                log.debug("Ray does not say what room there is: %s", error)
+                log.debug("workers cannot be asked to leave: %s", error)
 
     with beside(watch, "stoplab-ask"):
         yield

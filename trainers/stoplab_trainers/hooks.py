@@ -246,12 +246,13 @@ class Stopping:
 
     def _agreed(self, run: Run, report: StepReport) -> int:
         """The most that any rank has seen, on every rank; files are rank 0's to read."""
-        seen = max(self._seen() if run.world.rank == 0 else GO_ON, LEAVE * self._notice())
-        if run.world.size == 1:
-            return seen
+        several = run.world.size > 1
         # On a GPU, asking waits for the device: then only where the step was measured anyway.
-        if run.world.device.type == "cuda" and not report.metrics:
+        if several and run.world.device.type == "cuda" and not report.metrics:
             return GO_ON
+        seen = max(self._seen() if run.world.rank == 0 else GO_ON, LEAVE * self._notice())
+        if not several:
+            return seen
         told = torch.tensor(float(seen), device=run.world.device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         return int(told.item())

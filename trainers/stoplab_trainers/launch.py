@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 
 import ray
@@ -96,15 +97,18 @@ def _watched(
         nonlocal known
         told, spoke_at, cried = None, float("-inf"), None
         while not over.wait(SCORES_S if on_scores else WATCH_S):
+            try:
+                scores = read_lines(folder.scores) if on_scores else []
+                message, progress = hung(folder), read_json(folder.progress)
+            except (OSError, JSONDecodeError):
+                continue  # files that are away for a moment end nothing
             if on_scores:
-                fresh = read_lines(folder.scores)[known:]
-                known += len(fresh)
-                for line in fresh:
+                for line in scores[known:]:
                     on_scores(line["epoch"], line["values"])
-            if (message := hung(folder)) and not cried:
-                log.error("hung, and starts anew: %s", message)
+                known = len(scores)
+            if message and not cried:
+                log.error("hung: %s", message)
             cried = message
-            progress = read_json(folder.progress)
             if progress is None or progress == told or time.monotonic() - spoke_at < WATCH_S:
                 continue
             told, spoke_at = progress, time.monotonic()
