@@ -81,6 +81,8 @@ class _Elastic:
         self._why: str | None = None
         """Why the last group of workers ended."""
         self._steady_s = STEADY_S
+        self._saved_step = 0
+        """At the last stop; progress is written less often."""
 
     def train(self) -> Summary:
         count = 0
@@ -99,7 +101,7 @@ class _Elastic:
                 except NoRoom:
                     self._why = TAKEN
                 except Stopped as stop:
-                    self._why = self._after(stop)
+                    self._saved_step, self._why = stop.step, self._after(stop)
                 except Hung as hang:
                     self._why = self._counted(ReasonCode.HUNG, hang)
                 except HOPELESS:
@@ -157,7 +159,8 @@ class _Elastic:
         return WHY.get(reason, reason.value)
 
     def _step(self) -> int:
-        return int((read_json(self._group.folder.progress) or {}).get("step", 0))
+        seen = int((read_json(self._group.folder.progress) or {}).get("step", 0))
+        return max(seen, self._saved_step)
 
 
 class _Wish:
