@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,7 +118,9 @@ def test_the_other_rank_says_which_one_it_waited_for(tmp_path: Path) -> None:
     assert "Hung: rank 0 finished no step" in log
     assert log.index("rank 1 after step") < log.index("rank 0 after step"), "the silent one first"
     assert f"process {ranks.processes[1].pid})" in log
-    assert "all_reduce" in log, "the stacks tell what it waited in"
+    # Whichever exchange it came to: gradients, images for the certificate, the wish to stop.
+    waits_in = r"in (all_reduce|all_gather|_engine_run_backward)\b"
+    assert re.search(waits_in, log), "the stacks tell what it waited in"
 
 
 @pytest.mark.invariant(21)
