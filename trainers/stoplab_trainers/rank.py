@@ -94,13 +94,13 @@ def run_rank(
         scores = Scores(spec, settings.folders.cache) if spec.evals else None
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
         last = Last(run, watching := Watching(run, tracker, folder), folder.last)
-        saving = Saving(folder, owner | given, tracker, watchdog.patience, fenced := fence(settings))
+        saving = Saving(folder, owner | given, tracker, watchdog.patience, fence(settings))
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
         with explained(run, folder), saving:
             final = _train(run, [  # saved before it is judged: what goes wrong there costs no step
                 Reporting(tracker), watching, last, ProgressFile(folder, on_progress), saving,
-                *map(watchdog.patiently, judging), Stopping(stops, saving, fenced, notice),
+                *map(watchdog.patiently, judging), Stopping(stops, saving, fence(settings), notice),
             ], watchdog, notice)  # fmt: skip
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, final["model"], folder, tracker)
