@@ -33,6 +33,8 @@ class Faults(ThreadingHTTPServer):
         self.faults: deque[int | str] = deque()
         self.asked: list[str] = []
         """Paths of the GETs, in order."""
+        self.head_faults: deque[int | str] = deque()
+        """What the next HEADs take."""
         self.write_faults: deque[int | str] = deque()
         self.may = threading.Event()
         """Unless it is set, writes wait for it."""
@@ -94,9 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._forward(cut=fault == "cut")
 
     def do_HEAD(self) -> None:
+        self._serve(self.server.head_faults.popleft() if self.server.head_faults else None)
+
+    def do_POST(self) -> None:
         self._forward(cut=False)
 
-    do_POST = do_DELETE = do_HEAD
+    do_DELETE = do_POST
 
     def log_message(self, *words: object) -> None:
         """Say nothing."""

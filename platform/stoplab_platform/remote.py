@@ -21,7 +21,9 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
+    sleep_using_event,
     stop_after_attempt,
+    stop_when_event_set,
     wait_exponential,
     wait_random,
 )
@@ -38,6 +40,7 @@ TRY_AGAIN = (408, 425, 429)  # below 500
 NO_KEYS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's, which need not be here
 PACKAGES = {"s3": "stoplab[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """What reads a scheme's URLs, where that is a package of its own."""
+WANTED = Event()  # never set
 Options = dict[str, Any]
 
 
@@ -70,7 +73,7 @@ class Remote:
 
     def info(self) -> dict[str, Any]:
         """What the place knows of it: `size` in bytes (None: unknown), and stamps of its own."""
-        found: dict[str, Any] = self._asked(self._files.info, self._path)
+        found: dict[str, Any] = self._asked(self._info)
         return found
 
     def size(self) -> int:
@@ -119,7 +122,8 @@ class Remote:
         while start < size:
             if given_up.is_set():
                 raise DataAway(f"{self.name}: given up")
-            part = self._asked(self._part, start, min(start + PART, size), size)
+            stop = min(start + PART, size)
+            part = self._asked(self._part, start, stop, size, given_up=given_up)
             yield part
             start += len(part)
 
@@ -136,18 +140,32 @@ class Remote:
         found: dict[str, dict[str, Any]] = self._files.find(self._path, detail=True)
         return found
 
+    def _info(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self._files.info(self._path)
+        except FileNotFoundError as error:
+            # Of HTTP, fsspec says so whatever went wrong.
+            why = error.__cause__
+            is_http = isinstance(why, aiohttp.ClientError | TimeoutError)
+            if not is_http or getattr(why, "status", None) in (404, 410):
+                raise
+            raise why from None
+        return found
+
     def _size(self) -> int:
         self._files.invalidate_cache()
-        return int(self._files.info(self._path)["size"])
+        return int(self._info()["size"])
 
     def _put(self, file: str, size: int) -> None:
         self._files.put_file(file, self._path)
         if (there := self._size()) != size:
             raise ConnectionError(f"{there} bytes arrived of {size}")
 
-    def _asked(self, question: Any, *words: Any, verb: str = "read") -> Any:
+    def _asked(
+        self, question: Any, *words: Any, verb: str = "read", given_up: Event = WANTED
+    ) -> Any:
         try:
-            return _retrying(self.name)(question, *words)
+            return _retrying(self.name, given_up)(question, *words)
         except FileNotFoundError as error:
             raise DataMissing(f"{self.name} does not exist") from error
         except Exception as error:
@@ -166,7 +184,7 @@ def copied(remote: Remote, size: int | None, target: BinaryIO, given_up: Event) 
     return digest.hexdigest()
 
 
-def _retrying(name: str) -> Retrying:
+def _retrying(name: str, given_up: Event) -> Retrying:
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         wait = state.next_action.sleep if state.next_action else 0.0
@@ -175,7 +193,8 @@ def _retrying(name: str) -> Retrying:
     return Retrying(
         retry=retry_if_exception(_may_pass),
         wait=wait_exponential(multiplier=FIRST_S, max=LONGEST_S) + wait_random(0, FIRST_S),
-        stop=stop_after_attempt(TRIES),
+        stop=stop_after_attempt(TRIES) | stop_when_event_set(given_up),
+        sleep=sleep_using_event(given_up),
         before_sleep=tell,
         reraise=True,
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from stoplab_trainers.data.build import main as build
 from stoplab_trainers.data.shards import ShardSet
 from support_faults import Faults, faulty
 from support_s3 import BUCKET, OPTIONS, bucket, http_server
-from support_shards import encoded, picture, three_shards
+from support_shards import encoded, picture, shard, three_shards
 
 URL = f"s3://{BUCKET}/set/part-{{000000..000002}}.tar"
 PART = 8000  # bytes: a shard comes in several parts
@@ -184,3 +187,56 @@ def test_http_without_ranges(tmp_path: Path, cache: Path, monkeypatch: pytest.Mo
         assert not server.faults
         with pytest.raises(DataMissing, match=r"gone\.tar does not exist"):
             ShardSet.open(f"{server.url}/gone.tar", cache)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (503, DataAway, "503.*8 times"),
+        (403, DataError, r"part-000000\.tar cannot be read: 403"),
+        (404, DataMissing, "does not exist"),
+    ],
+)
+def test_http_tells_why_nothing_is_known_of_a_file(
+    answer: int, error: type, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_S", 0.001)
+    three_shards(tmp_path)
+    with http_server(tmp_path) as port, faulty(port) as server:
+        place = remote.Remote(f"{server.url}/part-000000.tar", {})
+        server.faults.extend([answer] * 8)
+        server.head_faults.extend([answer] * 8)
+        with pytest.raises(error, match=words) as raised:
+            place.info()
+        assert raised.type is error
+        for queue in (server.faults, server.head_faults):
+            queue.clear()
+            queue.extend([503, 503, 503])
+        assert place.info()["size"] == (tmp_path / "part-000000.tar").stat().st_size
+
+
+def test_a_shard_of_http_that_is_replaced_is_fetched_again(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "a.tar"
+    with http_server(tmp_path) as port:  # of a version it tells the time of change alone
+        size = shard(path, range(4)).stat().st_size
+        assert ShardSet.open(f"http://127.0.0.1:{port}/a.tar", cache).keys[0] == "s0000"
+        os.utime(shard(path, range(4, 8)), (0, 0))
+        assert path.stat().st_size == size
+        assert ShardSet.open(f"http://127.0.0.1:{port}/a.tar", cache).keys[0] == "s0004"
+
+
+def test_what_nobody_wants_any_more_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_S", 1000.0)
+    monkeypatch.setattr(remote, "LONGEST_S", 1000.0)
+    three_shards(tmp_path)
+    given_up = threading.Event()
+    with http_server(tmp_path) as port, faulty(port) as server:
+        parts = remote.Remote(f"{server.url}/part-000000.tar", {}).parts(8000, given_up)
+        server.faults.append(503)
+        threading.Timer(0.2, given_up.set).start()
+        start = time.monotonic()
+        with pytest.raises(DataAway):
+            next(parts)
+    assert time.monotonic() - start < 60

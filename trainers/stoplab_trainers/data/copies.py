@@ -18,7 +18,7 @@ from threading import Event
 from typing import IO, Any, BinaryIO
 
 from stoplab_platform.errors import DataError
-from stoplab_platform.remote import Options, Remote, copied
+from stoplab_platform.remote import WANTED, Options, Remote, copied
 from stoplab_trainers.data.cache import locked, make_room, note_use, replacing
 from stoplab_trainers.data.index import ShardIndex, index_of
 from stoplab_trainers.data.listing import ListedShard
@@ -26,9 +26,11 @@ from stoplab_trainers.data.listing import ListedShard
 log = logging.getLogger("stoplab.data")
 
 CHUNK = 1 << 20
-STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")
+STAMPS = (
+    "ETag", "etag", "mtime", "LastModified", "last_modified", "created",
+    "Last-Modified", "Content-MD5", "Digest",
+)  # fmt: skip
 PACKED = (".gz", ".tgz")
-WANTED = Event()  # never set
 
 
 class WrongChecksum(DataError):

@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Event
 from typing import Any
 
 from stoplab_platform.errors import DataError, DataMissing
 from stoplab_platform.paths import CHECKPOINT_MANIFEST as MANIFEST
-from stoplab_platform.remote import Options, Remote, copied
+from stoplab_platform.remote import WANTED, Options, Remote, copied
 from stoplab_trainers.data.cache import locked, make_room, replacing
 from stoplab_trainers.stores.base import (
     Broken,
@@ -33,7 +32,6 @@ from stoplab_trainers.stores.base import (
 )
 
 PROBE = "probe"
-WANTED = Event()  # never set
 DIGITS = 16  # of a state's sha256, in its name
 
 
