@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stoplab_trainers.data import building
 from stoplab_trainers.data.build import main as main_build
 from stoplab_trainers.data.build import source_of
 from stoplab_trainers.data.building import Recipe, build
+from stoplab_trainers.data.index import UNLABELLED, read_index
 from stoplab_trainers.data.listing import read_listing
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.data.sources import Sample
@@ -182,6 +184,13 @@ def test_two_sets_share_a_folder_and_its_index(tmp_path: Path) -> None:
         ({"list.csv": b"path\nx.exe\n"}, "'x.exe' is no image"),
         ({"list.csv": b"file\nx.jpg\n"}, "no column 'path'"),
         ({"list.csv": b"path\ngone.jpg\n"}, "gone.jpg cannot be read"),
+        ({"list.csv": b"path,label\n"}, "list.csv holds no rows"),
+        ({"list.csv": b"path,label\na.jpg,\nb.jpg,1\n"}, "row 0 has no label"),
+        ({"list.csv": b"path,label\na.jpg,4\nb.jpg,-1\n"}, "row 1 has the label -1"),
+        ({"list.csv": b"path,label\na.jpg,1000000000\n"}, "index is 0 to 999999999"),
+        ({"a/__x__.jpg": b"x"}, "the key 'a/__x__', which readers of WebDataset pass over"),
+        ({"a\udcff.jpg": b"x"}, "which is no UTF-8 text"),
+        ({"train-0.parquet": b"x", "test-0.parquet": b"x"}, "several splits (test, train)"),
         ({"list.txt": b""}, "give a folder, a .csv or a .parquet file"),
         ({"x.parquet": b"nothing"}, "cannot be read"),
     ],
@@ -198,6 +207,43 @@ def test_what_cannot_be_built_is_told(
     place = root / only if only.startswith("list") else root
     assert main_build([str(place), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_columns_that_are_asked_for_are_taken(tmp_path: Path) -> None:
+    rows = pa.table({
+        "image": [bytes_of(n) for n in range(4)],
+        "fine": [5, 6, 7, 8],
+        "coarse": ["dog", "cat", "dog", None],
+    })  # fmt: skip
+    pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=1)
+    args = [str(tmp_path / "rows.parquet"), "--out", str(tmp_path / "out"), "--json"]
+    assert main_build([*args, "--label", "fine"]) == 0
+    assert held(tmp_path / "out", tmp_path / "cache") == {bytes_of(n): 5 + n for n in range(4)}
+    assert main_build([*args, "--label", "coarse"]) == 2, "another build's shards are there"
+    assert main_build([*args, "--label", "coarse", "--force"]) == 0
+    assert read_listing(str(tmp_path / "out"), {}).sets["train"].classes == ("cat", "dog")
+    labels = read_index(tmp_path / "out" / "train-000000.tar").labels
+    assert labels.tolist() == [1, 0, 1, UNLABELLED]
+
+
+def test_a_manifest_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    images(tmp_path / "images")
+    lines = ["path,label,key", "images/bee/im.01.JPEG,true,0001", "images/ant/im.00.png,false,0010"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    args = [str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--shuffle", "none"]
+    assert main_build([*args, "--json"]) == 0
+    index = read_index(tmp_path / "out" / "train-000000.tar")
+    assert (index.keys, index.labels.tolist()) == (["0001", "0010"], [1, 0])
+    assert read_listing(str(tmp_path / "out"), {}).sets["train"].classes == ("False", "True")
+
+
+def test_tables_that_a_saved_data_set_does_not_name_are_not_its_own(tmp_path: Path) -> None:
+    folder = table("arrow", tmp_path / "table")
+    files = sorted(file.name for file in folder.iterdir())
+    state = {"_data_files": [{"filename": name} for name in files]}
+    (folder / "state.json").write_text(json.dumps(state))
+    shutil.copy(folder / files[0], folder / "cache-0123456789abcdef.arrow")
+    assert len(source_of(folder, {})) == COUNT
 
 
 def test_verify_and_stats_tell_of_a_good_set(

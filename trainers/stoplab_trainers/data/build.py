@@ -16,18 +16,22 @@ SOURCE is one of
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
+from pyarrow.csv import ConvertOptions
 
 from stoplab_platform.errors import DataError, DataMissing
 from stoplab_platform.exits import Exit
+from stoplab_platform.files import read_json
 from stoplab_trainers.data.building import Recipe, build, described
 from stoplab_trainers.data.listing import ListedShard, Listing, add_to_listing
 from stoplab_trainers.data.sources import Source, files_below, files_of_manifest
@@ -35,6 +39,8 @@ from stoplab_trainers.data.tables import Table
 from stoplab_trainers.data.tool import bar, run
 
 COLUMNS = ("image", "label", "key")
+TEXT = pa.string()
+SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])")
 
 
 def main(arguments: list[str] | None = None) -> Exit:
@@ -69,16 +75,34 @@ def source_of(place: Path, columns: Mapping[str, str]) -> Source:
     if (place / "dataset_dict.json").exists():
         splits = sorted(one.name for one in place.iterdir() if one.is_dir())
         raise DataError(f"{place} holds the splits {', '.join(splits)}: name one of their folders")
-    for ending in ("*.arrow", "*.parquet"):
-        if files := sorted(place.glob(ending)):
-            return Table(files, columns)
-    return files_below(place)
+    if not (files := _tables(place)):
+        return files_below(place)
+    splits = {found[0] for file in files if (found := SPLIT.match(file.name))}
+    if len(splits) > 1:
+        raise DataError(
+            f"{place} holds tables of several splits ({', '.join(sorted(splits))}): give those of "
+            "each split a folder of its own; links will do"
+        )
+    return Table(files, columns)
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Those that `Dataset.save_to_disk` names, for others beside them are copies; or all."""
+    saved = (read_json(folder / "state.json") or {}).get("_data_files", [])
+    return (
+        [folder / one["filename"] for one in saved]
+        or sorted(folder.glob("*.arrow"))
+        or sorted(folder.glob("*.parquet"))
+    )
 
 
 def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
     try:
         if path.suffix == ".csv":
-            return files_of_manifest(path, pyarrow.csv.read_csv(path), columns)
+            # As they are written: a key may be 0001.
+            words = dict.fromkeys([columns.get("image", "path"), columns.get("key", "key")], TEXT)
+            read = pyarrow.csv.read_csv(path, convert_options=ConvertOptions(column_types=words))
+            return files_of_manifest(path, read, columns)
         if path.suffix != ".parquet":
             raise DataError(f"{path}: give a folder, a .csv or a .parquet file")
         if "path" in pq.read_schema(path).names and "image" not in columns:

@@ -26,6 +26,7 @@ from stoplab_trainers.data.cache import locked, replacing
 VERSION = 3  # raise it when something is refused, or kept, that was not before
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
 UNLABELLED = -1
+MOST_LABEL = 999_999_999
 MASK = "seg.png"
 NOTHING = (0, -1)  # place of a member that is not there
 PROBE = 4096  # bytes of each image that go into the digest; they come with its header
@@ -94,7 +95,7 @@ class _Walk:
         self._digest = hashlib.sha256()
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
-        if not _is_text(member.name):
+        if not is_text(member.name):
             raise DataError(f"{self.name}: the name {member.name!r} is no text")
         folder, slash, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
@@ -156,7 +157,7 @@ class _Walk:
             )
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Whether a name is UTF-8 without NUL: names are kept as that, joined by NUL."""
     return "\0" not in name and name == name.encode(errors="ignore").decode()
 

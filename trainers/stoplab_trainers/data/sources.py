@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.base import canonical_digest
-from stoplab_trainers.data.index import IMAGES
+from stoplab_trainers.data.index import IMAGES, MOST_LABEL, is_text
 
 Sample = tuple[str, dict[str, bytes]]
 """A key, and the members by extension."""
@@ -59,6 +59,9 @@ class Files(Source):
     ) -> None:
         self.classes = classes
         self._paths, self._keys, self._labels = paths, keys, labels
+        for path, key in zip(paths, keys, strict=True):
+            if why := why_no_key(key):
+                raise DataError(f"{str(path)!r} would get the key {key!r}, {why}: rename it")
         (key, times), *_ = Counter(keys).most_common(1)
         if times > 1:
             one, other = [path for path, k in zip(paths, keys, strict=True) if k == key][:2]
@@ -87,7 +90,7 @@ class Files(Source):
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
             stamps.append([stat.st_size, stat.st_mtime_ns])
-        return canonical_digest([list(self._keys), self._labels, stamps])
+        return canonical_digest([list(self._keys), self._labels, self.classes, stamps])
 
 
 def files_below(root: Path) -> Files:
@@ -113,7 +116,8 @@ def _images(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # Sorted: of two links to one folder the first one counts, on every file system.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith(".") and extension_of(Path(name)) in IMAGES:
                 yield Path(folder, name)
@@ -124,6 +128,8 @@ def files_of_manifest(path: Path, table: pa.Table, columns: Mapping[str, str]) -
     named = columns.get("image", "path")
     if named not in table.column_names:
         raise DataError(f"{path} has no column {named!r}; it has {table.column_names}")
+    if not len(table):
+        raise DataError(f"{path} holds no rows")
     words = [str(word) for word in table[named].to_pylist()]
     paths = [path.parent / word for word in words]
     for word in words:
@@ -133,19 +139,29 @@ def files_of_manifest(path: Path, table: pa.Table, columns: Mapping[str, str]) -
     stems = [Path(word).with_suffix("").as_posix() for word in words]
     keys = [str(one) for one in table[key].to_pylist()] if key else stems
     label = column(table.schema, columns, "label", LABEL_COLUMNS)
-    labels, classes = _numbered(path, table[label].to_pylist()) if label else (None, None)
+    labels, classes = _numbered(path, table[label]) if label else (None, None)
     return Files(paths, [plain_key(one) for one in keys], labels, classes)
 
 
-def _numbered(path: Path, labels: Sequence[Any]) -> tuple[list[int], list[str] | None]:
+def _numbered(path: Path, labels: pa.ChunkedArray) -> tuple[list[int], list[str] | None]:
     """Class indices, and the sorted names where the labels are names."""
-    if any(label is None for label in labels):
-        raise DataError(f"{path}: row {labels.index(None)} has no label; give all or none")
-    if all(isinstance(label, int) and label >= 0 for label in labels):
-        return list(labels), None
-    names = sorted({str(label) for label in labels})
-    number = {name: i for i, name in enumerate(names)}
-    return [number[str(label)] for label in labels], names
+    words = labels.to_pylist()
+    if labels.null_count:
+        raise DataError(f"{path}: row {words.index(None)} has no label; give all or none")
+    if not pa.types.is_integer(labels.type):
+        number = class_numbers(words)
+        return [number[str(word)] for word in words], list(number)
+    for row, word in enumerate(words):
+        if not 0 <= word <= MOST_LABEL:
+            raise DataError(
+                f"{path}: row {row} has the label {word}; a class index is 0 to {MOST_LABEL}"
+            )
+    return words, None
+
+
+def class_numbers(names: Iterable[Any]) -> dict[str, int]:
+    """Index by name, in the order of the names."""
+    return {name: i for i, name in enumerate(sorted({str(name) for name in names}))}
 
 
 def column(
@@ -162,6 +178,16 @@ def column(
 def extension_of(path: Path) -> str:
     """The last one, in small letters, without its dot."""
     return path.suffix.lower().removeprefix(".")
+
+
+def why_no_key(key: str) -> str | None:
+    """Why a shard could not hold a sample of this key, or None."""
+    name = key.rpartition("/")[2]
+    if not name or (name.startswith("__") and name.endswith("__")):
+        return "which readers of WebDataset pass over"
+    if not is_text(key):
+        return "which is no UTF-8 text"
+    return None
 
 
 def plain_key(text: str) -> str:

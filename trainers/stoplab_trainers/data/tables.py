@@ -20,9 +20,11 @@ from stoplab_trainers.data.sources import (
     LABEL_COLUMNS,
     Sample,
     Source,
+    class_numbers,
     column,
     extension_of,
     plain_key,
+    why_no_key,
 )
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -50,6 +52,7 @@ class Table(Source):
         self._key = column(schema, columns, "key", ())
         self.classes = _class_names(schema, files[0].parent, self._label)
         self._files = files
+        self._numbers = self._class_numbers()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -67,9 +70,10 @@ class Table(Source):
 
     @cached_property
     def digest(self) -> str:
-        """Of the files' names, sizes and times of change."""
+        """Of the files' names, sizes and times of change, and of what is read of them."""
         stats = [(file.name, file.stat()) for file in self._files]
-        return canonical_digest([[name, s.st_size, s.st_mtime_ns] for name, s in stats])
+        stamps = [[name, s.st_size, s.st_mtime_ns] for name, s in stats]
+        return canonical_digest([stamps, self._image, self._label, self._key, self.classes])
 
     def _sample(self, number: int, row: Mapping[str, Any]) -> Sample:
         assert self._image is not None
@@ -80,10 +84,28 @@ class Table(Source):
         if image is None:
             raise DataError(f"row {number}: its image is not in the table ({path})")
         members = {_kind(image, path, number): image}
-        if self._label and row[self._label] is not None:
-            members = {"cls": str(row[self._label]).encode(), **members}
-        key = str(row[self._key]) if self._key else f"{number:09d}"
-        return plain_key(key), members
+        label = row[self._label] if self._label else None
+        if label is not None:
+            label = self._numbers[str(label)] if self._numbers else label
+            members = {"cls": str(label).encode(), **members}
+        key = plain_key(str(row[self._key])) if self._key else f"{number:09d}"
+        if why := why_no_key(key):
+            raise DataError(f"row {number} would get the key {key!r}, {why}")
+        return key, members
+
+    def _class_numbers(self) -> dict[str, int] | None:
+        """Index by name, where labels are names and not indices."""
+        if self._label is None:
+            return None
+        kind = self._parts[0].schema.field(self._label).type
+        if pa.types.is_integer(kind):
+            return None
+        if pa.types.is_nested(kind):
+            raise DataError(f"the column {self._label!r} holds {kind}, no class indices or names")
+        columns = (part.read([self._label])[self._label].unique() for part in self._parts)
+        numbers = class_numbers(name for one in columns for name in one.drop_null().to_pylist())
+        self.classes = list(numbers)
+        return numbers
 
 
 class _Part:
