@@ -68,6 +68,7 @@ def listed(path: Path) -> Path:
             "the members of 'a' do not lie side by side",
         ),
         ("no image", lambda p: tar(p, {"a.cls": b"1", "b.png": IMAGE}), "'a' has no image"),
+        ("joined", lambda p: p.write_bytes(shard(p, [0]).read_bytes() * 2), "another tar begins"),
         ("no text", lambda p: tar(p, {"a\udcff.png": IMAGE}), "is no text"),
     ],
 )
@@ -147,6 +148,20 @@ def test_names_that_lead_out_are_only_names(
     found, code = verified(path)
     assert code == 1
     assert "leads out of the folder" in found
+
+
+def test_links_are_passed_over_and_told(tmp_path: Path, cache: Path, verified: Any) -> None:
+    path = shard(tmp_path / "a.tar", range(3))
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("b.png", tarfile.LNKTYPE), ("c.png", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "s0000.png"
+            archive.addfile(member)
+    assert len(ShardSet.open(str(path), cache)) == 3
+    found, code = verified(path)
+    assert code == 1
+    assert "'b.png' is a link" in found
+    assert "'c.png' is a link" in found
 
 
 def test_the_same_key_in_two_shards(tmp_path: Path, cache: Path, verified: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.data.sources import Sample
 from stoplab_trainers.data.stats import main as main_stats
 from stoplab_trainers.data.verify import main as main_verify
-from support_shards import encoded, picture
+from support_shards import encoded, picture, shard, tar, three_shards
 
 CLASSES = ("ant", "bee", "cat")
 COUNT = 11
@@ -276,3 +277,48 @@ def test_the_index_of_shards_that_are_there(tmp_path: Path) -> None:
     assert read_listing(str(out), {}).shards == listing.shards
     assert (out / "index.parquet").read_bytes() == rows
     assert ShardSet.open(str(out), tmp_path / "cache").fingerprint == before
+
+
+def test_packed_shards_and_no_hidden_files_are_indexed(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    three_shards(folder)
+    (folder / "._part-000000.tar").write_bytes(b"left by another system")
+    plain = folder / "part-000001.tar"
+    plain.with_suffix(".tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert main_build(["--index", str(folder), "--json"]) == 0
+    shards = ShardSet.open(str(folder), tmp_path / "cache")
+    assert [shards.read(n) for n in range(16)] == [encoded(picture(n)) for n in range(16)]
+    assert main_verify([str(folder), "--json"]) == 0
+
+
+def test_somebody_elses_index_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard(tmp_path / "a.tar", range(3))
+    (tmp_path / "index.json").write_text('{"theirs": 1}')
+    for words in (
+        ["--index", str(tmp_path)],
+        [str(images(tmp_path / "i")), "--out", str(tmp_path)],
+    ):
+        assert main_build([*words, "--json"]) == 2
+        assert "index.json is no index of stoplab's, and is kept" in capsys.readouterr().err
+    assert (tmp_path / "index.json").read_text() == '{"theirs": 1}'
+    assert not list(tmp_path.glob("train-*"))
+
+
+@pytest.mark.parametrize("theirs", [None, b"no table"])
+def test_somebody_elses_rows_are_not_counted(
+    theirs: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar(tmp_path / "a.tar", {"a.png": bytes_of(0), "a.cls": b"999999999"})
+    assert main_build(["--index", str(tmp_path), "--json"]) == 0
+    if theirs is None:
+        pq.write_table(pa.table({"x": [1]}), tmp_path / "index.parquet")
+    else:
+        (tmp_path / "index.parquet").write_bytes(theirs)
+    capsys.readouterr()
+    assert main_stats([str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == {"999999999": 1}
+    shard(tmp_path / "b.tar", range(3))
+    assert main_build(["--index", str(tmp_path), "--json"]) == 0
+    assert len(pq.read_table(tmp_path / "index.parquet")) == 4

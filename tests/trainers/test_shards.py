@@ -185,18 +185,23 @@ def test_only_samples_with_an_image_side_by_side_are_taken(tmp_path: Path, cache
     shards = opened(
         {
             "__meta__.json": b"{}", ".hidden": b"", "README": b"text",
-            "a/1.seg.png": b"mask", "a/1.left.png": image, "a/1.png": b"second", "a/1.cls": b" 7\n",
-            "a.b/2.PNG": image, "a.b/2.cls": b"cat",
+            "a/1.seg.png": b"mask", "a/1.left.png": b"left", "a/1.png": image, "a/1.CLS": b" 7\n",
+            "a.b/2.left.PNG": image, "a.b/2.cls": b"cat",
         }
     )  # fmt: skip
     assert shards.keys == ["a/1", "a.b/2"]
     assert shards.read(0) == image
+    assert shards.read(1) == image
     assert shards.read_mask(0) == b"mask"
     assert shards.labels is None
+    assert index.read_index(tmp_path / "x.tar").labels.tolist() == [7, -1]
     assert shards.unlabelled is not None
     assert "a.b/2" in shards.unlabelled
     with pytest.raises(DataError, match="'b' has no image"):
         opened({"a.png": image, "b.cls": b"1"})
+    for names in (["a.png", "a.jpg"], ["a.0001.png", "a.0002.png", "b.png"]):
+        with pytest.raises(DataError, match=r"'a' has 2 images \(.*png, .*\); a name up to"):
+            opened(dict.fromkeys(names, image))
     with pytest.raises(DataError, match="side by side"):
         opened({"a.png": image, "b.png": image, "a.cls": b"1"})
     with pytest.raises(DataError, match="holds no sample"):

@@ -32,11 +32,14 @@ from pyarrow.csv import ConvertOptions
 from stoplab_platform.errors import DataError, DataMissing
 from stoplab_platform.exits import Exit
 from stoplab_platform.files import read_json
+from stoplab_platform.settings import Settings
 from stoplab_trainers.data.building import Recipe, build, described
-from stoplab_trainers.data.listing import ListedShard, Listing, add_to_listing
+from stoplab_trainers.data.copies import shard_of
+from stoplab_trainers.data.listing import ListedShard, Listing, add_to_listing, own_listing
 from stoplab_trainers.data.sources import Source, files_below, files_of_manifest
 from stoplab_trainers.data.tables import Table
 from stoplab_trainers.data.tool import bar, run
+from stoplab_trainers.data.urls import ENDINGS, shards_in
 
 COLUMNS = ("image", "label", "key")
 TEXT = pa.string()
@@ -145,15 +148,22 @@ def _seed(given: str | None, source: Source) -> int | None:
 
 def _index(options: argparse.Namespace) -> dict[str, Any]:
     folder = options.index.absolute()
-    paths = sorted(folder.glob("*.tar"))
-    if not paths:
-        raise DataMissing(f"{folder} holds no .tar")
+    if not folder.is_dir():
+        raise DataMissing(f"{folder} is no folder")
+    if not (paths := shards_in(folder)):
+        raise DataMissing(f"{folder} holds no shard ({', '.join(ENDINGS)})")
+    own_listing(folder)
+    settings = Settings()
+    shards = [
+        shard_of(str(path), settings.folders.cache, None, settings.cache_bytes, {})
+        for path in paths
+    ]
     made: list[Any] = []
     with (
         bar("shards", len(paths), quiet=options.json) as advance,
         ThreadPoolExecutor(options.threads) as pool,
     ):
-        for one in pool.map(described, paths):
+        for one in pool.map(lambda shard: described(Path(shard.name), shard.path()), shards):
             made.append(one)
             advance(1)
     listing = add_to_listing(folder, made)

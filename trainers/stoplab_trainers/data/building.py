@@ -31,7 +31,7 @@ from stoplab_trainers.data.listing import (
     ListedShard,
     Listing,
     add_to_listing,
-    read_listing,
+    own_listing,
 )
 from stoplab_trainers.data.pack import write_shard
 from stoplab_trainers.data.sources import Source
@@ -84,7 +84,7 @@ def build(
         raise DataError(f"name: {recipe.name!r}: letters, digits, `.`, `_`, `-` and `@` only")
     digest = recipe.digest(source)
     with locked(out / f".{recipe.name}"):
-        before = read_listing(str(out), {})
+        before = own_listing(out)
         if not force and _is_built(out, before, recipe.name, digest):
             return before
         notes = _begin(out, recipe.name, digest, force=force)
@@ -101,9 +101,9 @@ def build(
     return listing
 
 
-def described(path: Path) -> Made:
-    """A shard as a listing knows it, read from the file."""
-    index = read_index(path)
+def described(path: Path, plain: Path | None = None) -> Made:
+    """A shard as a listing knows it, read from the file; ``plain``: its unpacked tar."""
+    index = read_index(plain or path, str(path))
     with path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     shard = ListedShard(

@@ -2,7 +2,7 @@
 
 A sample is a run of members with one key (their name up to the first dot of its last part): one
 image, perhaps a `.cls` with the class index as text, perhaps a `.seg.png` with a class index a
-pixel, and others, which are not read.
+pixel, and others, which are not read. Beside `.jpg`, a `.left.jpg` is no image but one of those.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,12 +24,13 @@ from numpy.typing import NDArray
 from stoplab_platform.errors import DataError
 from stoplab_trainers.data.cache import locked, replacing
 
-VERSION = 3  # raise it when something is refused, or kept, that was not before
+VERSION = 4  # raise it when something is refused, or kept, that was not before
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
 UNLABELLED = -1
 MOST_LABEL = 999_999_999
 MASK = "seg.png"
 NOTHING = (0, -1)  # place of a member that is not there
+MOST_NAMED = 3
 PROBE = 4096  # bytes of each image that go into the digest; they come with its header
 
 
@@ -89,6 +91,7 @@ class _Walk:
         self._keys: list[str] = []
         self._seen: set[str] = set()
         self._extensions: set[str] = set()  # of the sample's members
+        self._images: list[str] = []  # extensions of those that may be the sample's image
         self._places: list[tuple[int, int]] = []  # of the samples' images; size -1: none yet
         self._masks: list[tuple[int, int]] = []
         self._labels: list[int] = []
@@ -103,19 +106,20 @@ class _Walk:
             return  # hidden files, folders' leavings, and webdataset's notes on the whole shard
         if member.issparse():
             raise DataError(f"{self.name}: {member.name} is stored sparse; write the tar anew")
-        key = folder + slash + stem
+        key, extension = folder + slash + stem, extension.lower()
         if not self._keys or self._keys[-1] != key:
             self._begin(key)
         if extension in self._extensions:
             raise DataError(f"{self.name}: the member {member.name!r} is there twice")
         self._extensions.add(extension)
         self._digest.update(f"{member.name}\0{member.size}\0{member.offset_data}\0".encode())
-        kind = extension.lower().rpartition(".")[2]
         if extension == MASK:
             self._masks[-1] = (member.offset_data, member.size)
             self._digest.update(_bytes(file, member, PROBE))
-        elif kind in IMAGES and self._places[-1][1] < 0:
-            self._places[-1] = (member.offset_data, member.size)
+        elif extension.rpartition(".")[2] in IMAGES:
+            if extension in IMAGES or not self._images:
+                self._places[-1] = (member.offset_data, member.size)
+            self._images.append(extension)
             self._digest.update(_bytes(file, member, PROBE))
         elif extension == "cls":
             text = _bytes(file, member, PROBE)
@@ -145,6 +149,7 @@ class _Walk:
         self._seen.add(key)
         self._complete()
         self._extensions.clear()
+        self._images.clear()
         self._keys.append(key)
         self._places.append(NOTHING)
         self._masks.append(NOTHING)
@@ -155,6 +160,13 @@ class _Walk:
             raise DataError(
                 f"{self.name}: sample {self._keys[-1]!r} has no image ({', '.join(sorted(IMAGES))})"
             )
+        plain = [extension for extension in self._images if extension in IMAGES]
+        if len(several := plain or self._images) > 1:
+            named = ", ".join(several[:MOST_NAMED])
+            raise DataError(
+                f"{self.name}: sample {self._keys[-1]!r} has {len(several)} images ({named}); a "
+                "name up to its first dot is the key, and each sample has one of its own"
+            )
 
 
 def is_text(name: str) -> bool:
@@ -163,10 +175,15 @@ def is_text(name: str) -> bool:
 
 
 def _check_end(name: str, file: BinaryIO, offset: int) -> None:
-    """tarfile takes any broken header for the end; the end of a whole tar is a block of zeros."""
+    """tarfile takes any broken header for the end; a whole tar ends in zeros."""
     file.seek(offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"{name} is cut short or broken at byte {offset}")
+    while (block := file.read(tarfile.BLOCKSIZE)) and not any(block):
+        pass
+    with suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+        raise DataError(f"{name}: behind its end, at byte {offset}, another tar begins")
 
 
 def _bytes(file: BinaryIO, member: tarfile.TarInfo, most: int) -> bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -110,14 +111,39 @@ def read_listing(folder: str, options: Options) -> Listing:
         return Listing()
 
 
+def own_listing(folder: Path) -> Listing:
+    """The listing of a folder that is to be written anew; DataError where it is somebody else's."""
+    listing = read_listing(str(folder), {})
+    if listing == Listing() and (folder / NAME).exists():
+        raise DataError(f"{folder / NAME} is no index of stoplab's, and is kept: move it away")
+    return listing
+
+
 def read_rows(folder: str, options: Options) -> pa.Table | None:
-    """The `index.parquet` of a folder, if there is one."""
+    """The `index.parquet` of a folder, if there is one of ours."""
     place = f"{folder}/{ROWS}" if folder else ROWS
     try:
         data = Remote(place, options).read() if "://" in place else Path(place).read_bytes()
     except (FileNotFoundError, DataMissing):
         return None
-    return pq.read_table(pa.BufferReader(data))
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowException:
+        table = None
+    if table is None or table.schema != COLUMNS:
+        log.warning("%s is no index of stoplab's; the shards are looked into instead", place)
+        return None
+    return table
+
+
+def rows_by_shard(table: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each shard; they lie side by side."""
+    runs = pc.run_end_encode(table["shard"].combine_chunks())
+    starts = [0, *runs.run_ends.to_pylist()]
+    names = runs.values.to_pylist()
+    return {
+        name: table.slice(a, b - a) for name, (a, b) in zip(names, pairwise(starts), strict=True)
+    }
 
 
 def add_to_listing(
@@ -128,7 +154,7 @@ def add_to_listing(
 ) -> Listing:
     """Note shards of a folder, in place of those of the same names (and of the same set)."""
     with locked(folder / f".{NAME}"):
-        before = read_listing(str(folder), {})
+        before = own_listing(folder)
         fresh = {shard.name: shard for shard, _ in made}
         gone = {s.name for s in before.shards if not (folder / s.name).is_file()}
         kept = {s.name: s for s in before.shards if s.name not in gone}
@@ -144,13 +170,14 @@ def add_to_listing(
 
 def _write_rows(path: Path, listing: Listing, indexes: Mapping[str, ShardIndex]) -> None:
     """A row group a shard, in the order of the listing."""
-    old = pq.read_table(path) if path.is_file() else COLUMNS.empty_table()
+    found = read_rows(str(path.parent), {})
+    old = {} if found is None else rows_by_shard(found)
     with replacing(path) as file, pq.ParquetWriter(file, COLUMNS) as writer:
         for shard in listing.shards:
             if shard.name in indexes:
                 table = rows(shard.name, indexes[shard.name])
             else:
-                table = old.filter(pc.equal(old["shard"], shard.name))
+                table = old.get(shard.name, COLUMNS.empty_table())
             writer.write_table(table)
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stoplab_platform.exits import Exit
 from stoplab_platform.remote import Options
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_trainers.data.copies import Shard
-from stoplab_trainers.data.listing import read_listing, read_rows, rows
+from stoplab_trainers.data.listing import read_listing, read_rows, rows, rows_by_shard
 from stoplab_trainers.data.tool import run
 from stoplab_trainers.data.urls import shards_of
 
@@ -43,9 +42,9 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
     rows = _rows_of(shards, secret)
     sizes = rows["bytes"].to_numpy()
     labels = rows["label"].drop_null().to_numpy()
-    counts = np.bincount(labels.astype(np.int64)) if len(labels) else np.zeros(0, dtype=np.int64)
-    names = _class_names(shards[0].name, secret, len(counts))
-    counts = np.pad(counts, (0, len(names) - len(counts)))
+    found, times = np.unique(labels, return_counts=True)
+    counts = dict(zip(found.tolist(), times.tolist(), strict=True))
+    names = _class_names(shards[0].name, secret)
     spread = {name: int(np.quantile(sizes, q)) for name, q in QUANTILES.items()}
     return {
         "shards": len(shards),
@@ -54,27 +53,29 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
         "image_bytes": spread,
         "unlabelled": rows["label"].null_count,
         "with_mask": len(rows) - rows["mask_bytes"].null_count,
-        "classes": {name: int(n) for name, n in zip(names, counts, strict=True)},
+        "classes": {
+            names[number] if number < len(names) else str(number): counts.get(number, 0)
+            for number in sorted({*range(len(names)), *counts})
+        },
     }
 
 
-def _class_names(shard: str, options: Options, count: int) -> list[str]:
-    """Those of the shard's set, or else the indices."""
+def _class_names(shard: str, options: Options) -> Sequence[str]:
+    """Those of the shard's set, if it names some."""
     folder, _, file = shard.rpartition("/")
     known = read_listing(folder, options).sets.get(file.rpartition("-")[0])
-    named = known.classes or () if known else ()
-    return [*named, *(str(number) for number in range(len(named), count))]
+    return known.classes or () if known else ()
 
 
 def _rows_of(shards: Sequence[Shard], options: Options) -> pa.Table:
     """A row a sample (`listing.COLUMNS`): from the `index.parquet` beside them, or the tars."""
     folders = {shard.name.rpartition("/")[0] for shard in shards if shard.listed}
-    known = {folder: read_rows(folder, options) for folder in folders}
+    found = {folder: read_rows(folder, options) for folder in folders}
+    known = {folder: rows_by_shard(table) for folder, table in found.items() if table is not None}
     tables = []
     for shard in shards:
         folder, _, file = shard.name.rpartition("/")
-        table = known.get(folder) if shard.listed else None
-        own = table.filter(pc.equal(table["shard"], file)) if table else None
+        own = known.get(folder, {}).get(file)
         # A table that was not made with this listing tells nothing.
         fits = shard.listed and own is not None and len(own) == shard.listed.samples
         tables.append(own if fits else rows(file, shard.index()))

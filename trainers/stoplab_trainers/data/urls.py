@@ -115,12 +115,18 @@ def _listed(name: str, options: Options) -> list[str]:
     if has_magic(name) and not path.exists():
         found = sorted(glob(str(path)))
     elif path.is_dir():
-        found = sorted(str(file) for file in path.iterdir() if file.name.endswith(ENDINGS))
+        found = [str(file) for file in shards_in(path)]
     else:
         return [str(path)]
     if not found:
         raise DataMissing(f"{name!r} matches no shard")
     return found
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards that lie in a folder, sorted; hidden files are none."""
+    files = (file for file in folder.iterdir() if file.name.endswith(ENDINGS))
+    return sorted(file for file in files if not file.name.startswith("."))
 
 
 def _listed_remote(name: str, options: Options) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,9 +91,17 @@ def _look(shard: Shard, *, images: bool) -> tuple[ShardIndex | None, list[Proble
         return None, [*problems, _problem(shard.name, str(error))]
     if shard.listed and shard.listed.digest != index.digest and not problems:
         problems.append(_problem(shard.name, "it does not hold what its index.json says"))
+    problems += [_problem(shard.name, text) for text in _passed_over(path)]
     if images:
         problems += _bad_images(shard.name, path, index)
     return index, problems
+
+
+def _passed_over(path: Path) -> Iterator[str]:
+    with tarfile.open(path, mode="r:") as tar:
+        for member in tar:
+            if not (member.isfile() or member.isdir()):
+                yield f"{member.name!r} is a link or device, which nobody reads"
 
 
 def _wrong_checksum(shard: Shard) -> Iterator[str]:
