@@ -146,8 +146,8 @@ class Remote:
         except FileNotFoundError as error:
             # Of HTTP, fsspec says so whatever went wrong.
             why = error.__cause__
-            is_http = isinstance(why, aiohttp.ClientError | TimeoutError)
-            if not is_http or getattr(why, "status", None) in (404, 410):
+            answered = getattr(why, "status", None)
+            if not isinstance(why, aiohttp.ClientError | TimeoutError) or answered in (404, 410):
                 raise
             raise why from None
         return found

@@ -76,8 +76,8 @@ def source_of(place: Path, columns: Mapping[str, str]) -> Source:
     if place.is_file():
         return _of_file(place, columns)
     if (place / "dataset_dict.json").exists():
-        splits = sorted(one.name for one in place.iterdir() if one.is_dir())
-        raise DataError(f"{place} holds the splits {', '.join(splits)}: name one of their folders")
+        folders = sorted(one.name for one in place.iterdir() if one.is_dir())
+        raise DataError(f"{place} holds the splits {', '.join(folders)}: name one of their folders")
     if not (files := _tables(place)):
         return files_below(place)
     splits = {found[0] for file in files if (found := SPLIT.match(file.name))}
