@@ -81,7 +81,7 @@ def test_a_window_and_the_next_one_are_fetched_and_no_more(
 ) -> None:
     shards = ShardSet.open(URL, tmp_path / "cache")
     plan = Plan(shards.counts, BATCH, 0, 2)
-    prefetch = Prefetch(shards, plan, 0, 1, AHEAD)
+    prefetch = Prefetch(shards, plan, 0, 1, ahead=1, stop_step=99)
     try:
         prefetch.at(0)
         prefetch._pool.shutdown()  # type: ignore[union-attr]
@@ -90,6 +90,31 @@ def test_a_window_and_the_next_one_are_fetched_and_no_more(
     expected = {name(s) for window in (0, 1) for s in plan.shards(0, window, 0, 1)}
     assert set(fetched) == expected
     assert len(expected) == 4
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_windows_of_any_size_are_read_ahead_and_closed_again(
+    tmp_path: Path, window: int, fetched: list[str]
+) -> None:
+    shards = ShardSet.open(URL, tmp_path / "cache")
+    plan = Plan(shards.counts, BATCH, 0, window)
+    stop = 3 * plan.steps_per_epoch
+    prefetch = Prefetch(shards, plan, 0, 1, ahead=AHEAD, stop_step=stop)
+    try:
+        for step in range(stop):
+            prefetch.at(step)
+            if step + 1 < stop:
+                assert set(plan.windows(step + 1)) <= prefetch._wanted
+            assert len(prefetch._wanted) <= prefetch._at_once + 1
+            for sample in plan.ids(step).tolist():
+                shards.read(sample)
+            ours = range(max(0, step - AHEAD), step + 1)
+            assert {w for made in ours for w in plan.windows(made)} <= prefetch._wanted
+            assert len(shards._open_files) <= window * (prefetch._at_once + 1)
+        assert max(epoch for epoch, _ in prefetch._wanted) == 2, "nothing beyond the end"
+    finally:
+        prefetch.close()
 
 
 @pytest.mark.usefixtures("folder")
@@ -112,7 +137,7 @@ def test_the_budget_holds_through_whole_epochs(
     cache = tmp_path / "cache"
     shards = ShardSet.open(URL, cache)
     takes = sorted(shards.takes(n) for n in range(8))
-    budget = sum(takes[-4:]) + (25 << 10)  # two windows of two, and the indexes
+    budget = sum(takes[-6:]) + (25 << 10)  # three windows of two, and the indexes
     monkeypatch.setenv("STOPLAB_CACHE_BYTES", str(budget))
     feed = made(ShardSet.open(URL, cache), 2, 60)
     most = 0
@@ -143,7 +168,7 @@ def _sizes(cache: Path) -> dict[Path, int]:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(("window", "words"), [(2, "two windows of 2"), (None, "all shards")])
+@pytest.mark.parametrize(("window", "words"), [(2, "3 windows of 2"), (None, "all shards")])
 def test_a_budget_that_cannot_hold_the_plan_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int | None, words: str
 ) -> None:
@@ -167,7 +192,7 @@ def test_closing_gives_up_what_is_under_way(
     before = threading.active_count()
     shards = ShardSet.open(URL, tmp_path / "cache")
     plan = Plan(shards.counts, BATCH, 0, 2)
-    prefetch = Prefetch(shards, plan, 0, 1, AHEAD)
+    prefetch = Prefetch(shards, plan, 0, 1, ahead=1, stop_step=99)
     monkeypatch.setattr(copies.Fetched, "_fetch_once", never)
     prefetch.at(0)
     assert begun.wait(60)
@@ -190,5 +215,7 @@ def test_near_sets_need_no_threads(folder: Path, tmp_path: Path) -> None:
     found: list[Batch] = list(islice(made(ShardSet.open(str(folder), tmp_path / "c"), 2, 9), 9))
     assert len(found) == 9
     plan = Plan(COUNTS, BATCH, 0, 2)
-    prefetch = Prefetch(ShardSet.open(str(folder), tmp_path / "c"), plan, 0, 1, AHEAD)
+    prefetch = Prefetch(
+        ShardSet.open(str(folder), tmp_path / "c"), plan, 0, 1, ahead=AHEAD, stop_step=9
+    )
     assert prefetch._pool is None

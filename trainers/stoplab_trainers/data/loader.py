@@ -68,7 +68,7 @@ def batches(
     asked for. ``pin_memory`` lets a copy to a GPU run beside it.
     """
     images = Images(shards, bad or BadSamples(shards, data.max_bad_samples, seed))
-    prefetch = Prefetch(shards, plan, rank, world, AHEAD)
+    prefetch = Prefetch(shards, plan, rank, world, ahead=AHEAD, stop_step=stop_step)
     threads = data.loader_threads
     making: deque[_Making] = deque()
     pool = _pool(threads) if threads else None

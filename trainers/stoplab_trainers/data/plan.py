@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -71,6 +72,13 @@ class Plan:
         """The window that comes after one."""
         is_last = window + 1 == len(self._windows(epoch)[0])
         return (epoch + 1, 0) if is_last else (epoch, window + 1)
+
+    def windows_at_once(self, batches: int) -> int:
+        """How many must be at hand for so many batches in a row, and for reading ahead of them."""
+        if self.window_shards is None:
+            return 1
+        samples_of_a_window = self.num_samples / math.ceil(len(self.counts) / self.window_shards)
+        return 1 + math.ceil(batches * self.batch_size / samples_of_a_window)
 
     def shards(self, epoch: int, window: int, rank: int, world: int) -> list[int]:
         """The shards that a rank reads in a window, in the order in which it first does."""
