@@ -135,6 +135,7 @@ def test_bytes_do_not_depend_on_threads_nor_on_interruptions(
     assert not (out / "index.json").exists()
     done = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert len(done) == 2
+    (out / ".train-000002.tar.0a1b2c3d").write_bytes(b"of a build that was killed")
     build(source, out, RECIPE, threads=1)
     assert {path: path.stat().st_mtime_ns for path in done} == done, "not built again"
     assert tree(out) == tree(tmp_path / "one")
@@ -168,6 +169,10 @@ def test_two_sets_share_a_folder_and_its_index(tmp_path: Path) -> None:
     assert [shard.name for shard in listing.shards] == [
         "train-000000.tar", "train-000001.tar", "val-000000.tar", "val-000001.tar",
     ]  # fmt: skip
+    with pytest.raises(DataError, match=r"holds the sets train and val: name one.*/train-\*\.tar"):
+        ShardSet.open(str(out), tmp_path / "cache")
+    assert len(ShardSet.open(str(out / "train-*.tar"), tmp_path / "cache")) == COUNT
+    assert main_verify([str(out), "--json"]) == 1, "their keys are the same"
     rows = pq.read_table(out / "index.parquet").to_pylist()
     assert len(rows) == 2 * COUNT
     for row in rows:

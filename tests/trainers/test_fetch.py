@@ -215,6 +215,21 @@ def test_http_tells_why_nothing_is_known_of_a_file(
         assert place.info()["size"] == (tmp_path / "part-000000.tar").stat().st_size
 
 
+def test_what_follows_the_question_mark_is_no_pattern_and_no_place(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "FIRST_S", 0.001)
+    three_shards(tmp_path)
+    assert build(["--index", str(tmp_path), "--json"]) == 0
+    with http_server(tmp_path) as port, faulty(port) as server:
+        server.head_faults.extend([503, 503])
+        server.faults.extend([503, 503])
+        name = f"{server.url}/part-{{000000..000002}}.tar?signature=a/b=="
+        shards = ShardSet.open(name, cache)
+        assert [path for path in server.asked if not path.endswith("/index.json")] == []
+        assert_whole(shards)
+
+
 def test_a_shard_of_http_that_is_replaced_is_fetched_again(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "a.tar"
     with http_server(tmp_path) as port:  # of a version it tells the time of change alone

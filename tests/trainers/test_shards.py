@@ -17,7 +17,8 @@ import pytest
 import webdataset
 
 from stoplab_platform.errors import DataError
-from stoplab_trainers.data import index
+from stoplab_trainers.data import copies, index
+from stoplab_trainers.data.cache import locked, replacing
 from stoplab_trainers.data.pack import write_shard
 from stoplab_trainers.data.shards import MOST_OPEN, ShardSet
 from support_shards import encoded, members, picture, shard, tar, three_shards
@@ -117,6 +118,43 @@ def test_a_packed_shard_that_is_cut_short_leaves_nothing_behind(
     with pytest.raises(DataError, match=r"b\.tar\.gz cannot be unpacked"):
         ShardSet.open(str(tmp_path / "b.tar.gz"), cache)
     assert not list(cache.rglob("*.tar"))
+
+
+def test_what_unpacks_without_end_is_no_shard(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "ROOM", 1 << 20)
+    packed = gzip.compress(shard(tmp_path / "a.tar", range(9)).read_bytes() + bytes(64 << 20))
+    (tmp_path / "a.tar.gz").write_bytes(packed)
+    far = fsspec.filesystem("memory")
+    far.pipe("/bomb/a.tar.gz", packed)
+    for place in (str(tmp_path / "a.tar.gz"), "memory://bomb/a.tar.gz"):
+        with pytest.raises(DataError, match=r"a\.tar\.gz unpacks to more than \d+ bytes"):
+            ShardSet.open(place, cache)
+    assert not [path for path in cache.rglob("*tar*") if path.suffix != ".lock"]
+
+
+def test_a_lock_that_leaves_no_file_is_one_lock(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    count.write_text("0")
+
+    def add(_: int) -> None:
+        with locked(tmp_path / "x", keep=False):
+            before = int(count.read_text())
+            os.sched_yield()
+            count.write_text(str(before + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(400)))
+    assert count.read_text() == "400"
+    assert not (tmp_path / "x.lock").exists()
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.tar"), replacing(path):
+        Path("/dev/full").write_bytes(b"x")
+    assert not list(tmp_path.glob("*a.tar*"))
 
 
 def test_remote_shards_are_copied_once_for_each_version(tmp_path: Path, cache: Path) -> None:

@@ -83,7 +83,7 @@ def build(
     if not re.fullmatch(r"[\w.@-]{1,100}", recipe.name):
         raise DataError(f"name: {recipe.name!r}: letters, digits, `.`, `_`, `-` and `@` only")
     digest = recipe.digest(source)
-    with locked(out / f".{recipe.name}"):
+    with locked(out / f".{recipe.name}", keep=False):
         before = own_listing(out)
         if not force and _is_built(out, before, recipe.name, digest):
             return before
@@ -97,8 +97,7 @@ def build(
         )
         listing = add_to_listing(out, made, recipe.name, kept)
         shutil.rmtree(notes)
-    (out / f".{recipe.name}.lock").unlink(missing_ok=True)
-    return listing
+        return listing
 
 
 def described(path: Path, plain: Path | None = None) -> Made:
@@ -130,6 +129,9 @@ def _is_built(out: Path, listing: Listing, name: str, digest: str) -> bool:
 def _begin(out: Path, name: str, digest: str, *, force: bool) -> Path:
     """The folder of notes; DataError where shards of another build would be mixed up with it."""
     notes = out / f".build-{name}"
+    for draft in out.glob(f".{name}-*.tar.*"):  # of a build that was killed
+        if _is_of(draft.name[1:].rpartition(".")[0], name):
+            draft.unlink()
     begun = read_json(notes / "recipe.json")
     if begun == {"recipe": digest}:
         return notes

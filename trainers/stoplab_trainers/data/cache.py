@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 from uuid import uuid4
 
 log = logging.getLogger("stoplab.data")
@@ -26,17 +27,33 @@ DRAFT_S = 3600.0  # a draft that nobody has written to for so long is nobody's
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock named after ``path`` among all processes that use the same cache.
+def locked(path: Path, *, keep: bool = True) -> Iterator[None]:
+    """Hold the lock named after ``path`` among all processes that use the same folder.
 
-    The lock only saves double work: what is made under it appears by rename, so that two who
-    both make it (on a file system without locks) do no harm.
+    In the cache the lock only saves double work: what is made under it appears by rename, so that
+    two who both make it (on a file system without locks) do no harm. ``keep`` False: its file is
+    gone afterwards.
     """
     lock = path.with_name(f"{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(lock, file):
+                continue  # taken away while we waited: another file is the lock by now
+            try:
+                yield
+            finally:
+                if not keep:
+                    lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -50,6 +67,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+    except OSError as error:
+        if error.errno in (ENOSPC, EDQUOT):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # which disk is full
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
-import shutil
+import os
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from stoplab_trainers.data.listing import ListedShard
 log = logging.getLogger("stoplab.data")
 
 CHUNK = 1 << 20
+ROOM, MOST_GROWTH = 64 << 20, 100  # images hardly shrink; gzip can grow a file by 1,032
 STAMPS = (
     "ETag", "etag", "mtime", "LastModified", "last_modified", "created",
     "Last-Modified", "Content-MD5", "Digest",
@@ -207,9 +208,13 @@ def _compare(shard: Shard, checksum: str) -> None:
 
 
 def _unpack(name: str, packed: IO[bytes], target: BinaryIO) -> None:
+    most = ROOM + MOST_GROWTH * os.fstat(packed.fileno()).st_size
     try:
         with gzip.open(packed, "rb") as source:
-            shutil.copyfileobj(source, target, CHUNK)
+            while data := source.read(CHUNK):
+                if target.tell() + len(data) > most:
+                    raise DataError(f"{name} unpacks to more than {most} bytes: it is no shard")
+                target.write(data)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{name} cannot be unpacked: {error}") from error
     target.truncate()

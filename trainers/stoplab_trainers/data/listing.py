@@ -83,15 +83,20 @@ class Listing(BaseModel):
 
 def listed(names: Iterable[str], options: Options) -> dict[str, ListedShard]:
     """Those shards, by path or URL, that the listings beside them know."""
-    names = list(names)
-    folders = {name: name.rpartition("/")[0] for name in names}
-    known = {folder: read_listing(folder, options).by_name() for folder in set(folders.values())}
-    files = {name: name.rpartition("/")[2] for name in names}
+    places = {name: _place(name) for name in names}
+    folders = {folder for folder, _ in places.values()}
+    known = {folder: read_listing(folder, options).by_name() for folder in folders}
     return {
-        name: known[folders[name]][files[name]]
-        for name in names
-        if files[name] in known[folders[name]]
+        name: known[folder][file]
+        for name, (folder, file) in places.items()
+        if file in known[folder]
     }
+
+
+def _place(name: str) -> tuple[str, str]:
+    """The folder and the file of a path or URL; what follows a URL's `?` is of neither."""
+    folder, _, file = (name.partition("?")[0] if "://" in name else name).rpartition("/")
+    return folder, file
 
 
 def read_listing(folder: str, options: Options) -> Listing:
@@ -153,7 +158,7 @@ def add_to_listing(
     told: ListedSet | None = None,
 ) -> Listing:
     """Note shards of a folder, in place of those of the same names (and of the same set)."""
-    with locked(folder / f".{NAME}"):
+    with locked(folder / f".{NAME}", keep=False):
         before = own_listing(folder)
         fresh = {shard.name: shard for shard, _ in made}
         gone = {s.name for s in before.shards if not (folder / s.name).is_file()}
@@ -164,7 +169,6 @@ def add_to_listing(
         _write_rows(folder / ROWS, after, {shard.name: index for shard, index in made})
         # Last: who finds the listing finds all that it names.
         write_atomic(folder / NAME, json.dumps(after.model_dump(mode="json"), indent=1) + "\n")
-    (folder / f".{NAME}.lock").unlink(missing_ok=True)
     return after
 
 

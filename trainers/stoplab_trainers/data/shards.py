@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stoplab_platform.errors import DataError
 from stoplab_trainers.data.copies import Shard
 from stoplab_trainers.data.index import MASK, UNLABELLED, ShardIndex
-from stoplab_trainers.data.urls import shards_of
+from stoplab_trainers.data.urls import check_one_set, shards_of
 
 MOST_OPEN = 128
 AT_ONCE = 8  # shards that are looked into, so perhaps fetched, at once
@@ -50,11 +50,14 @@ class ShardSet:
 
     @classmethod
     def open(cls, urls: str | Sequence[str], cache: Path, storage: str | None = None) -> ShardSet:
-        """The shards that ``urls`` name; DataError where there are none, or some are missing.
+        """The shards that ``urls`` name; DataError where there are none, or some are missing, or a
+        folder holds several sets.
 
         ``storage``: a reference to the secret that opens remote ones.
         """
-        return cls(shards_of(urls, cache, storage))
+        shards = shards_of(urls, cache, storage)
+        check_one_set(urls)
+        return cls(shards)
 
     def __len__(self) -> int:
         return self._starts[-1]

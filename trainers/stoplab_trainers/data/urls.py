@@ -6,6 +6,7 @@ embedded set.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
@@ -21,7 +22,7 @@ from stoplab_platform.specs.places import is_inside, why_refused
 from stoplab_trainers.data.cache import note_use
 from stoplab_trainers.data.copies import Shard, shard_of
 from stoplab_trainers.data.embedded import embedded_shards, is_embedded
-from stoplab_trainers.data.listing import listed
+from stoplab_trainers.data.listing import listed, read_listing
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 FILE = "file://"
@@ -129,8 +130,23 @@ def shards_in(folder: Path) -> list[Path]:
     return sorted(file for file in files if not file.name.startswith("."))
 
 
+def check_one_set(urls: str | Sequence[str]) -> None:
+    """DataError where a folder that is to be one set holds several, as its index tells."""
+    for url in [urls] if isinstance(urls, str) else urls:
+        folder = Path(url.removeprefix(FILE)).expanduser()
+        if is_embedded(url) or not os.path.isdir(folder):  # False of what can be no path, too
+            continue
+        names = {file.name.rpartition("-")[0] for file in shards_in(folder)}
+        if len(sets := sorted(names & read_listing(str(folder), {}).sets.keys())) > 1:
+            raise DataError(
+                f"{url} holds the sets {' and '.join(sets)}: name one of them, as "
+                f"{folder / sets[0]}-*.tar, or all, as {folder / '*.tar'}"
+            )
+
+
 def _listed_remote(name: str, options: Options) -> list[str]:
-    if not has_magic(name):
+    # What follows the `?` of HTTP is no pattern.
+    if not has_magic(name.partition("?")[0] if name.startswith("http") else name):
         return [name]
     found = Remote(name, options).matches()
     if not found:
