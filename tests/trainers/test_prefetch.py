@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -209,6 +211,24 @@ def test_a_copy_that_went_is_made_again(folder: Path, tmp_path: Path, fetched: l
     shards.close_others([])
     assert shards.read(0) == first
     assert fetched == [name(0)] * 2
+
+
+def test_the_cache_may_be_emptied_while_a_shard_comes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, copied = tmp_path / "cache", copies.copied
+    emptied = []
+
+    def emptying(*words: Any) -> str:
+        checksum = copied(*words)
+        if not emptied:
+            emptied.append(shutil.rmtree(cache))
+        return checksum
+
+    monkeypatch.setattr(copies, "copied", emptying)
+    near = ShardSet.open(str(folder), tmp_path / "other")
+    assert ShardSet.open(URL, cache).read(0) == near.read(0)
+    assert emptied
 
 
 def test_near_sets_need_no_threads(folder: Path, tmp_path: Path) -> None:

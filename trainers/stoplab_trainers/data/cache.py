@@ -19,10 +19,16 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 from uuid import uuid4
 
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
+
 log = logging.getLogger("stoplab.data")
 
 COPIES = ("remote", "unpacked")
 """Folders of the cache that hold shards, each below an entry of its own."""
+again = retry(
+    retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(3), reraise=True
+)
+"""For what makes or opens files of the cache: others may empty it meanwhile."""
 DRAFT_S = 3600.0  # a draft that nobody has written to for so long is nobody's
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.remote import WANTED, Options, Remote, copied
-from stoplab_trainers.data.cache import locked, make_room, note_use, replacing
+from stoplab_trainers.data.cache import again, locked, make_room, note_use, replacing
 from stoplab_trainers.data.index import ShardIndex, index_of
 from stoplab_trainers.data.listing import ListedShard
 
@@ -94,6 +94,7 @@ class Packed(Shard):
         """The size of the packed file: images hardly shrink."""
         return Path(self.name).stat().st_size
 
+    @again
     def path(self, given_up: Event = WANTED) -> Path:
         """The unpacked tar."""
         plain = self._cache / "unpacked" / f"{self._checksum}.tar"
@@ -146,6 +147,7 @@ class Fetched(Shard):
         """Bytes to fetch; 0 where its place does not tell."""
         return self.listed.bytes if self.listed else self._info.get("size") or 0
 
+    @again
     def path(self, given_up: Event = WANTED) -> Path:
         """The copy, unpacked if need be."""
         version = hashlib.sha256(self.identity().encode()).hexdigest()

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
-from stoplab_trainers.data.cache import locked, replacing
+from stoplab_trainers.data.cache import again, locked, replacing
 
 VERSION = 4  # raise it when something is refused, or kept, that was not before
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "gif"))
@@ -50,6 +50,7 @@ class ShardIndex:
     the file lies or what it is called."""
 
 
+@again
 def index_of(identity: str, path: Callable[[], Path], name: str, cache: Path) -> ShardIndex:
     """The index of a shard from the cache, or else from its plain tar, which ``path`` gets.
 

@@ -93,7 +93,7 @@ class Prefetch:
             return
         try:
             self._shards.fetch(shard, self._given_up)
-        except StoplabError as error:
+        except (StoplabError, OSError) as error:
             # Told for good by who reads it, and he tries again first.
             if not self._given_up.is_set():
                 log.warning("%s", error)

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
+from stoplab_trainers.data.cache import again
 from stoplab_trainers.data.copies import Shard
 from stoplab_trainers.data.index import MASK, UNLABELLED, ShardIndex
 from stoplab_trainers.data.urls import check_one_set, shards_of
 
 MOST_OPEN = 128
 AT_ONCE = 8  # shards that are looked into, so perhaps fetched, at once
-OPENINGS = 3  # a copy may go between its making and its opening
 
 
 class ShardSet:
@@ -170,22 +170,23 @@ class ShardSet:
             if file is not None:
                 self._open_files[shard] = file  # the last used at the end
                 return file
-        file = self._opened(shard)  # perhaps fetched: others go on meanwhile
+        try:
+            file = self._opened(shard)  # perhaps fetched: others go on meanwhile
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
         with self._lock:
             self._open_files[shard] = file
             if len(self._open_files) > MOST_OPEN:
                 self._open_files.popitem(last=False)
         return file
 
+    @again
     def _opened(self, shard: int) -> _File:
-        for again in reversed(range(OPENINGS)):
-            path = self._shards[shard].path()
-            try:
-                return _File(path)
-            except OSError as error:
-                if not again or not isinstance(error, FileNotFoundError):
-                    raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        raise AssertionError
+        path = self._shards[shard].path()  # a copy may go between its making and its opening
+        try:
+            return _File(path)
+        except PermissionError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class _File:
