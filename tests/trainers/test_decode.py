@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,17 @@ def test_grey_palette_transparent_and_deep_images_become_rgb() -> None:
     seen_through.save(buffer, "png", transparency=bytes(range(256)))
     np.testing.assert_array_equal(decode(buffer.getvalue()), np.array(seen_through.convert("RGB")))
     deep = encoded(grey.astype(np.uint16) * 257)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(decode(deep), np.repeat(grey[..., None], 3, axis=2))
+    height, width = grey.shape
+    raw = f"P5 {width} {height} 65535\n".encode() + (grey.astype(">u2") * 257).tobytes()
+    for kind in (deep, raw):
+        np.testing.assert_array_equal(decode(kind), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused(kind: Any) -> None:
+    pixels = encoded(np.full((8, 8), 300, dtype=kind), "tiff")
+    with pytest.raises(decode_module.BadImage, match="pixels of 32 bits"):
+        decode(pixels)
 
 
 def test_a_jpeg_with_bytes_between_its_segments_is_read() -> None:

@@ -195,7 +195,9 @@ def _augmented(
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    if image.mode in ("I", "F") and image.format != "PPM":
+        raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no range that is known")
+    if image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")

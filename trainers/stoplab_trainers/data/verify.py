@@ -87,7 +87,7 @@ def _look(shard: Shard, *, images: bool) -> tuple[ShardIndex | None, list[Proble
         index = read_index(path, shard.name)  # as it is now, not as the cache remembers it
     except DataMissing as error:
         return None, [_problem(shard.name, str(error))]
-    except DataError as error:
+    except (DataError, OSError) as error:
         return None, [*problems, _problem(shard.name, str(error))]
     if shard.listed and shard.listed.digest != index.digest and not problems:
         problems.append(_problem(shard.name, "it does not hold what its index.json says"))
