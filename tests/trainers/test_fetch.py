@@ -171,6 +171,24 @@ def test_a_wrong_checksum_is_fetched_once_more_and_then_refused(
     assert not list((cache / "remote").rglob("part-000001.tar"))
 
 
+def test_a_far_shard_that_is_cut_short_is_refused_and_not_waited_for(
+    put: Any, proxy: Faults, cache: Path, s3: int, tmp_path: Path
+) -> None:
+    folder = put()
+    size = (folder / "part-000001.tar").stat().st_size
+    cut = (folder / "part-000001.tar").read_bytes()[: PART + 1000]
+    bucket(s3).pipe(f"{BUCKET}/set/part-000001.tar", cut)
+    (folder / "part-000001.tar").write_bytes(cut)
+    with http_server(folder) as port:
+        for url in (URL, f"http://127.0.0.1:{port}/part-{{000000..000002}}.tar"):
+            shards = opened(cache, url)
+            assert shards.read(0)
+            with pytest.raises(
+                DataError, match=rf"part-000001\.tar has {len(cut)} bytes, .* says {size}"
+            ):
+                shards.read(5)
+
+
 def test_http_without_ranges(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_S", 0.001)
     monkeypatch.setattr(remote, "PART", PART)

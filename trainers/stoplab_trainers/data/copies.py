@@ -34,7 +34,7 @@ STAMPS = (
 PACKED = (".gz", ".tgz")
 
 
-class WrongChecksum(DataError):
+class WrongFile(DataError):
     """A file is not the one that its index.json names."""
 
 
@@ -169,12 +169,17 @@ class Fetched(Shard):
     def _fetch(self, copy: Path, given_up: Event) -> None:
         try:
             self._fetch_once(copy, given_up)
-        except WrongChecksum as error:  # it may have been the way
+        except WrongFile as error:  # it may have been the way
             log.warning("%s; it is fetched once more", error)
             self._fetch_once(copy, given_up)
 
     def _fetch_once(self, copy: Path, given_up: Event) -> None:
         log.info("fetching %s (%d bytes)", self.name, self.takes())
+        size = self._remote.info().get("size")  # before parts are asked for that are not there
+        if self.listed and size not in (None, self.listed.bytes):
+            raise WrongFile(
+                f"{self.name} has {size} bytes, and its index.json says {self.listed.bytes}"
+            )
         with replacing(copy) as target:
             make_room(self._cache, target, self.takes(), self._budget)
             if not self._file.endswith(PACKED):
@@ -204,7 +209,7 @@ def _stamp(path: Path) -> str:
 
 def _compare(shard: Shard, checksum: str) -> None:
     if shard.listed and checksum != shard.listed.sha256:
-        raise WrongChecksum(
+        raise WrongFile(
             f"{shard.name} has the sha256 {checksum}, and its index.json says {shard.listed.sha256}"
         )
 
