@@ -36,6 +36,7 @@ PART = 8 << 20
 TRIES = 8  # of each part; the waits between them add up to about a minute
 FIRST_S, LONGEST_S = 0.5, 30.0
 ANSWER_S = 30.0  # a server that says nothing for so long is asked anew
+HTTP = ("http://", "https://")
 TRY_AGAIN = (408, 425, 429)  # below 500
 NO_KEYS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's, which need not be here
 PACKAGES = {"s3": "stoplab[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -46,7 +47,7 @@ Options = dict[str, Any]
 
 def file_system(name: str, options: Options) -> tuple[AbstractFileSystem, str]:
     """The file system of a URL, and the path in it; DataError where its package is missing."""
-    if name.startswith(("http://", "https://")):
+    if name.startswith(HTTP):
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_S, sock_read=ANSWER_S)
         options = {"client_kwargs": {"timeout": timeout}, **options}
     try:
@@ -146,8 +147,8 @@ class Remote:
         except FileNotFoundError as error:
             # Of HTTP, fsspec says so whatever went wrong.
             why = error.__cause__
-            answered = getattr(why, "status", None)
-            if not isinstance(why, aiohttp.ClientError | TimeoutError) or answered in (404, 410):
+            is_http = self.name.startswith(HTTP)
+            if why is None or not is_http or getattr(why, "status", None) in (404, 410):
                 raise
             raise why from None
         return found

@@ -180,8 +180,8 @@ def test_a_far_shard_that_is_cut_short_is_refused_and_not_waited_for(
     bucket(s3).pipe(f"{BUCKET}/set/part-000001.tar", cut)
     (folder / "part-000001.tar").write_bytes(cut)
     with http_server(folder) as port:
-        for url in (URL, f"http://127.0.0.1:{port}/part-{{000000..000002}}.tar"):
-            shards = opened(cache, url)
+        far = f"http://127.0.0.1:{port}/part-{{000000..000002}}.tar"
+        for shards in (opened(cache), ShardSet.open(far, cache)):
             assert shards.read(0)
             with pytest.raises(
                 DataError, match=rf"part-000001\.tar has {len(cut)} bytes, .* says {size}"
@@ -227,6 +227,8 @@ def test_http_tells_why_nothing_is_known_of_a_file(
         with pytest.raises(error, match=words) as raised:
             place.info()
         assert raised.type is error
+        with pytest.raises(DataError, match=r"cannot be read: .*unexpected keyword argument 'key'"):
+            remote.Remote(f"{server.url}/part-000000.tar", {"key": "of another store"}).info()
         for queue in (server.faults, server.head_faults):
             queue.clear()
             queue.extend([503, 503, 503])
