@@ -23,6 +23,7 @@ from stoplab_trainers.data.decode import (
     ATTEMPTS,
     BLUR_STD,
     NUM_UNIFORMS,
+    BadImage,
     crop_box,
     crop_of,
     decode,
@@ -80,7 +81,7 @@ def test_grey_palette_transparent_and_deep_images_become_rgb() -> None:
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_without_a_range_are_refused(kind: Any) -> None:
     pixels = encoded(np.full((8, 8), 300, dtype=kind), "tiff")
-    with pytest.raises(decode_module.BadImage, match="pixels of 32 bits"):
+    with pytest.raises(BadImage, match="pixels of 32 bits"):
         decode(pixels)
 
 
