@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +32,8 @@ MOST_LABEL = 999_999_999
 MASK = "seg.png"
 NOTHING = (0, -1)  # place of a member that is not there
 MOST_NAMED = 3
+READING = Lock()
+"""NumPy parses headers as Python, which CPython 3.11 cannot do in several threads (gh-106905)."""
 PROBE = 4096  # bytes of each image that go into the digest; they come with its header
 
 
@@ -194,7 +197,7 @@ def _bytes(file: BinaryIO, member: tarfile.TarInfo, most: int) -> bytes:
 
 def _kept(path: Path) -> ShardIndex | None:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+        with READING, np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
             return ShardIndex(
                 keys=bytes(data["keys"]).decode().split("\0"),
                 offsets=data["offsets"],
