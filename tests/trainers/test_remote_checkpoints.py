@@ -181,6 +181,7 @@ def test_a_store_that_is_away_for_a_while_ends_no_run(
     box = Bucket(s3, proxy, tmp_path / "cache")
     writer, small = Writer([box.store], {"run": "x"}), {"w": torch.zeros(3)}
     writer.begin(1, small, keep=9)
+    writer.wait()
     proxy.write_faults.extend([503] * MOST_LOST)
     for step in range(2, 1 + MOST_LOST):
         writer.begin(step, small, keep=9)
