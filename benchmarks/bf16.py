@@ -20,10 +20,9 @@ from runs import on_this_device, published_spec
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, steps
 
-CHANGES = {"optim.batch_size": 128, "optim.epochs": 40, "optim.warmup_epochs": 5.0}
-QUICK = {
-    "model.encoder": "vit_tiny_patch16_224", "model.depth": 1, "model.predictor.depth": 1,
-    "optim.batch_size": 8,
+CHANGES = {
+    "optim.batch_size": 128, "optim.epochs": 40, "optim.warmup_epochs": 5.0,
+    "tracking.log_every_steps": 1,
 }  # fmt: skip
 LOSSES, QUICK_LOSSES = 200, 4
 AT_MOST, AIM = 0.01, 0.003
@@ -40,10 +39,10 @@ def results(quick: bool, data: str = "digits") -> list[Result]:
 
 def losses(data: str, precision: str, quick: bool) -> list[float]:
     """Of each step."""
-    changes = {**CHANGES, **(QUICK if quick else {}), "compute.precision": precision}
+    changes = {**CHANGES, "compute.precision": precision}
     if precision == "fp32":
         changes["compute.compile"] = "off"
-    spec = published_spec("stop_vitb16", data, {**changes, "tracking.log_every_steps": 1})
+    spec = published_spec("stop_vitb16", data, changes, quick=quick)
     with tempfile.TemporaryDirectory(prefix="stoplab-bench-") as folder:
         run = Run(spec, ShardSet.open(data, Path(folder)), on_this_device())
         run.last_step = QUICK_LOSSES if quick else LOSSES

@@ -37,10 +37,6 @@ CASES = {
     "vit_l16": ("stop_vitl16", 128, 0.40, 0.52),
     "vit_h14": ("ijepa_vith14", 128, 0.42, 0.55),
 }
-QUICK = {
-    "model.encoder": "vit_tiny_patch16_224", "model.depth": 1, "model.predictor.depth": 1,
-    "optim.batch_size": 8,
-}  # fmt: skip
 FIRST = 1000  # step of the first batch: the first hundred are recorded for pairing, no later one
 STEPS, PRODUCTS, ROUNDS = 20, 50, 6
 QUICK_STEPS, QUICK_PRODUCTS, QUICK_ROUNDS = 1, 1, 2
@@ -50,8 +46,8 @@ class Steps:
     """A published run, and a few of its steps that it takes again and again."""
 
     def __init__(self, config: str, batch_size: int, folder: Path, quick: bool) -> None:
-        changes = {"optim.batch_size": batch_size, **(QUICK if quick else {})}
-        spec = published_spec(config, "digits", changes)
+        changes = {"optim.batch_size": batch_size}
+        spec = published_spec(config, "digits", changes, quick=quick)
         self.run = Run(spec, ShardSet.open("digits", folder), on_this_device())
         self.numbers = range(FIRST, FIRST + (QUICK_STEPS if quick else STEPS))
         count, side = spec.optim.batch_size, spec.data.image_size

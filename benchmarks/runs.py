@@ -12,6 +12,10 @@ from stoplab_platform.specs import RunSpec, load_spec, override, parse
 from stoplab_trainers.loop import World
 
 PUBLISHED = Path(__file__).parents[1] / "trainers" / "configs" / "published"
+QUICK = {
+    "model.encoder": "vit_tiny_patch16_224", "model.depth": 1, "model.predictor.depth": 1,
+    "optim.batch_size": 8,
+}  # fmt: skip
 
 
 def run_spec(
@@ -33,13 +37,16 @@ def run_spec(
     return parse(RunSpec, override(plain, changes))
 
 
-def published_spec(config: str, data: str, changes: Mapping[str, Any]) -> RunSpec:
-    """A published recipe, but on one worker of this machine, other data and without evaluations."""
+def published_spec(config: str, data: str, changes: Mapping[str, Any], *, quick: bool) -> RunSpec:
+    """A published recipe, but on one worker of this machine, other data and without evaluations.
+
+    For a ``quick`` look it is a tiny one.
+    """
     here = {
         "data.train": data, "data.eval": None, "evals": [],
         "compute.workers": 1, "compute.gpus_per_worker": int(torch.cuda.is_available()),
     }  # fmt: skip
-    spec = load_spec(PUBLISHED / f"{config}.yaml", {**here, **changes})
+    spec = load_spec(PUBLISHED / f"{config}.yaml", {**here, **changes, **(QUICK if quick else {})})
     assert isinstance(spec, RunSpec)
     return spec
 

@@ -175,11 +175,12 @@ class Fetched(Shard):
 
     def _fetch_once(self, copy: Path, given_up: Event) -> None:
         log.info("fetching %s (%d bytes)", self.name, self.takes())
-        size = self._remote.info().get("size")  # before parts are asked for that are not there
-        if self.listed and size not in (None, self.listed.bytes):
-            raise WrongFile(
-                f"{self.name} has {size} bytes, and its index.json says {self.listed.bytes}"
-            )
+        if self.listed:  # before parts are asked for that are not there
+            size = self._remote.info().get("size")
+            if size not in (None, self.listed.bytes):
+                raise WrongFile(
+                    f"{self.name} has {size} bytes, and its index.json says {self.listed.bytes}"
+                )
         with replacing(copy) as target:
             make_room(self._cache, target, self.takes(), self._budget)
             if not self._file.endswith(PACKED):
