@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -210,6 +212,16 @@ def test_closing_ends_the_threads(shards: ShardSet) -> None:
     assert threading.active_count() > before
     feed.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_batchs_memory_ends_with_its_last_user(shards: ShardSet, threads: int) -> None:
+    gc.disable()  # which would find it later, and many batches' memory would be taken until then
+    try:
+        users = [weakref.ref(batch.images) for batch in made(shards, threads=threads)]
+        assert [user() for user in users] == [None] * len(users)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("decode", "threads"), [("full", 2), ("full", 0), ("scaled", 2)])

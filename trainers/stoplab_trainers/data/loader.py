@@ -171,17 +171,17 @@ class _Making:
     ) -> None:
         self._epoch = epoch
         self._images, self._data, self._draws, self._batch = images, data, draws, batch
-        rows = np.arange(len(batch.ids))
-        num_parts = max(1, data.loader_threads, len(rows) // PART)
-        parts = np.array_split(rows, min(num_parts, len(rows)))
-        self._parts: list[Callable[[], None]] = [
-            pool.submit(self._fill, part).result if pool else partial(self._fill, part)
-            for part in parts
-        ]
+        self._rows = np.arange(len(batch.ids))
+        num_parts = min(max(data.loader_threads, len(self._rows) // PART), len(self._rows))
+        parts = np.array_split(self._rows, num_parts) if pool else []
+        self._parts = [pool.submit(self._fill, part) for part in parts] if pool else None
 
     def result(self) -> Batch:
-        for part in self._parts:
-            part()
+        if self._parts is None:
+            self._fill(self._rows)
+        else:
+            for part in self._parts:
+                part.result()
         return self._batch
 
     def _fill(self, rows: NDArray[np.int64]) -> None:
