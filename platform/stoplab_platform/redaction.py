@@ -22,6 +22,11 @@ _PATTERNS = tuple(
         (r"\bstl_[\w-]{8,}", HIDDEN),
         # A URL's user and password; a password may hold a raw @.
         (r"(://)[^/\s\"'?#]*@", rf"\1{HIDDEN}@"),
+        # What signs a URL of S3, of Google's storage, of CloudFront, of Azure's.
+        (
+            r"(?i)([?&](?:x-(?:amz|goog)-)?(?:signature|credential|sig)=)[^\s\"'&:]+",
+            rf"\1{HIDDEN}",
+        ),
         (
             r"(?i)((?:password|passwd|secret|token|api_?-?key|access_?-?key)[\"']?\s*[=:]\s*[\"']?)"
             r"(?!//)[^\s\"'&,;})]+",

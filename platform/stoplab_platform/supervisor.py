@@ -37,7 +37,7 @@ from stoplab_platform.files import read_json, write_json
 from stoplab_platform.handoff import Result, read_stop
 from stoplab_platform.jobs.states import STUDIES, ReasonCode
 from stoplab_platform.paths import JobFolder
-from stoplab_platform.redaction import redacted
+from stoplab_platform.redaction import scrubbed
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_platform.tracking import drain
@@ -176,7 +176,7 @@ class Supervisor:
         """Write the result, unless the folder is another's by now, or gone."""
         if owner(self._folder) != self._attempt:
             raise self._fenced()
-        message = None if message is None else redacted(message)
+        message = None if message is None else scrubbed(message)
         result = judge(
             self._attempt, code, message, self._ending,
             words=self._last_words(child), oom=child is not None and child.met_oom(),

@@ -12,7 +12,7 @@ from stoplab_platform.errors import Fenced, Problem, SpecError, StoplabError, St
 from stoplab_platform.files import read_json, read_lines
 from stoplab_platform.ledger import DONE, Cell, CellState, Ledger
 from stoplab_platform.paths import JobFolder, RunFolder
-from stoplab_platform.redaction import redacted
+from stoplab_platform.redaction import scrubbed
 from stoplab_platform.specs import ComparisonSpec, RunSpec, SweepSpec
 from stoplab_platform.tracking import RunIdentity
 from stoplab_sweeps.sequential import levels
@@ -236,7 +236,7 @@ def run_cell(
     except Fenced:
         raise  # the ledger is a newer attempt's
     except Exception as error:  # the boundary between somebody's run and our study
-        text = redacted(f"{type(error).__name__}: {error}")
+        text = scrubbed(f"{type(error).__name__}: {error}")
         ledger.update(cell_id, state=CellState.FAILED, error=text)
     else:
         ledger.update(cell_id, state=CellState.SUCCEEDED, **_learned(summary))

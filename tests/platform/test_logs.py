@@ -98,6 +98,8 @@ class TestRedaction:
             ("STOPLAB_TOKEN=dXNlcjpwYXNz and more", "and more"),
             ('{"password": "dXNlcjpwYXNz"}', "password"),
             (f"the token {SECRET} is old", "is old"),
+            (f"https://b.s3/a.tar?X-Amz-Signature={SECRET}&X-Amz-Expires=9", "X-Amz-Expires=9"),
+            ("https://host/a.tar?sv=2022&sig=dXNlcjpwYXNz%3D: not there", ": not there"),
         ],
     )
     @pytest.mark.parametrize("kind", [KeyValues, JsonLines])

@@ -29,6 +29,7 @@ from stoplab_trainers.data.decode import (
     decode,
     random_crop,
     whole,
+    whole_mask,
 )
 from support_shards import encoded, picture
 
@@ -239,3 +240,12 @@ def test_the_whole_image_is_the_centre_of_the_resized_one(height: int, width: in
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     expected = center_crop(resize(pixels, size, antialias=True), [16, 16])
     assert math.isclose(float((found.int() - expected.int()).abs().max()), 0, abs_tol=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 60_000), (60_000, 2)])
+def test_of_a_strip_the_middle_is_seen(height: int, width: int) -> None:
+    # Resized as a whole to 224 pixels it would be 9 GB.
+    strip = np.zeros((height, width, 3), np.uint8)
+    middle = strip.shape[0] // 2, strip.shape[1] // 2
+    strip[max(0, middle[0] - 20) : middle[0] + 20, max(0, middle[1] - 20) : middle[1] + 20] = 255
+    assert whole(strip, 224).min() == whole_mask(strip[..., 0], 224).min() == 255

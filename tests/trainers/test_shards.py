@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import webdataset
 
 from stoplab_platform.errors import DataError
 from stoplab_trainers.data import copies, index
-from stoplab_trainers.data.cache import locked, replacing
+from stoplab_trainers.data.cache import DRAFT_S, locked, replacing
 from stoplab_trainers.data.pack import write_shard
 from stoplab_trainers.data.shards import MOST_OPEN, ShardSet
 from support_shards import encoded, members, picture, shard, tar, three_shards
@@ -157,6 +158,21 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*a.tar*"))
 
 
+def test_drafts_of_killed_processes_go_when_the_next_shard_is_fetched(
+    tmp_path: Path, cache: Path
+) -> None:
+    left, young = (cache / "remote" / version / ".a.tar.0123abcd" for version in ("v1", "v2"))
+    for draft in (left, young):
+        draft.parent.mkdir(parents=True)
+        draft.write_bytes(b"x")
+    hour_ago = time.time() - DRAFT_S
+    os.utime(left, (hour_ago, hour_ago))
+    packed = tmp_path / "a.tar.gz"
+    packed.write_bytes(gzip.compress(shard(tmp_path / "a.tar", range(4)).read_bytes()))
+    ShardSet.open(str(packed), cache)
+    assert (left.exists(), young.exists()) == (False, True)
+
+
 def test_remote_shards_are_copied_once_for_each_version(tmp_path: Path, cache: Path) -> None:
     remote = fsspec.filesystem("memory")
     path = shard(tmp_path / "a.tar", range(4))
@@ -202,6 +218,8 @@ def test_an_index_is_read_once_and_again_when_the_shard_changes(
         ("abfs://box/a.tar", "adlfs"),
         ("memory://nothing/a.tar", "does not exist"),
         ("{tmp}/real.tar}}{{", "braces|do not exist"),
+        ("{tmp}/{{0..999999999}}.tar", "stands for more than 1000000 shards"),
+        ("{tmp}/{{000..999}}/{{0000..9999}}.tar", "stands for more than 1000000 shards"),
         ("digits/val", "splits train, test"),
     ],
 )

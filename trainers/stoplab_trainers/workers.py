@@ -17,7 +17,7 @@ from uuid import uuid4
 from stoplab_platform.errors import Fenced, StoplabError, Stopped
 from stoplab_platform.files import read_json, write_json
 from stoplab_platform.paths import RunFolder
-from stoplab_platform.redaction import redacted
+from stoplab_platform.redaction import scrubbed
 from stoplab_platform.settings import Settings
 from stoplab_platform.specs import RunSpec
 from stoplab_platform.tracking import RunIdentity
@@ -172,7 +172,7 @@ def _worker(config: dict[str, Any]) -> None:
         except Fenced as error:
             log.warning("%s", error)  # and no note: the folder is another's
         except HOPELESS as error:
-            write_json(_end_note(folder), {"failed": redacted(f"{type(error).__name__}: {error}")})
+            write_json(_end_note(folder), {"failed": scrubbed(f"{type(error).__name__}: {error}")})
             raise
 
 

@@ -90,9 +90,11 @@ def note_use(path: Path) -> None:
 def make_room(cache: Path, file: BinaryIO, size: int, budget: int | None) -> None:
     """Reserve ``size`` bytes for a file that is being made: copies used longest ago make room.
 
+    What killed processes left half made goes in any case.
     Beyond the budget nothing is refused, only told: who asks has looked at the start whether its
     own shards fit, and what else is there may go later.
     """
+    _remove_old_drafts(cache)
     if budget is None:
         return
     with locked(cache / "room"):
@@ -115,6 +117,15 @@ class _Entry:
     bytes: int
     used: float
     is_being_made: bool
+
+
+def _remove_old_drafts(cache: Path) -> None:
+    young = time.time() - DRAFT_S
+    for kind in COPIES:
+        for path in (cache / kind).glob("**/.*"):
+            with suppress(OSError):  # a folder, somebody else's, or gone meanwhile
+                if path.stat().st_mtime <= young:
+                    path.unlink()
 
 
 def _copies(cache: Path) -> Iterator[_Entry]:

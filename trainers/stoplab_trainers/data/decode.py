@@ -27,6 +27,7 @@ NUM_UNIFORMS = 2 * ATTEMPTS + 6
 ASPECT = (3 / 4, 4 / 3)
 BLUR_STD = (0.1, 2.0)
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
+LONGEST = 8  # sides: of what is longer, the middle
 SHRINKS = (8, 4, 2)  # the fractions of a JPEG for which libjpeg-turbo has fast code
 
 
@@ -119,23 +120,19 @@ def crop_of(encoded: bytes, u: NDArray[np.float64], data: DataSpec) -> UInt8[Ten
 
 def whole(image: Pixels, size: int) -> UInt8[Tensor, "3 size size"]:
     """The shorter side resized to ``size``, and the centre of the longer one."""
-    height, width, _ = image.shape
-    scale = size / min(height, width)
-    h, w = max(size, round(height * scale)), max(size, round(width * scale))
-    top, left = (h - size) // 2, (w - size) // 2
-    return _resized(image, h, w)[:, top : top + size, left : left + size]
+    image = _middle(image)
+    h, w, rows, columns = _whole_box(image, size)
+    return _resized(image, h, w)[:, rows, columns]
 
 
 def whole_mask(mask: Pixels, size: int) -> UInt8[Tensor, "size size"]:
     """As `whole`, each pixel that of the nearest one: classes are not mixed."""
-    height, width = mask.shape
-    scale = size / min(height, width)
-    h, w = max(size, round(height * scale)), max(size, round(width * scale))
-    top, left = (h - size) // 2, (w - size) // 2
+    mask = _middle(mask)
+    h, w, rows, columns = _whole_box(mask, size)
     grown = functional.interpolate(
         torch.from_numpy(mask)[None, None], size=(h, w), mode="nearest-exact"
     )
-    return grown[0, 0, top : top + size, left : left + size]
+    return grown[0, 0, rows, columns]
 
 
 def crop_box(
@@ -192,6 +189,26 @@ def _augmented(
     if blur < data.blur:
         pixels = _blurred(pixels, BLUR_STD[0] + std * (BLUR_STD[1] - BLUR_STD[0]))
     return pixels
+
+
+def _middle(image: Pixels) -> Pixels:
+    """Of a strip, the middle: resized as a whole it could take all memory there is."""
+    most = LONGEST * min(image.shape[:2])
+    rows, columns = (_centre(side, min(side, most)) for side in image.shape[:2])
+    return image[rows, columns]
+
+
+def _whole_box(image: Pixels, size: int) -> tuple[int, int, slice, slice]:
+    """Height and width to resize to, and what of it is the central square."""
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    h, w = max(size, round(height * scale)), max(size, round(width * scale))
+    return h, w, _centre(h, size), _centre(w, size)
+
+
+def _centre(side: int, length: int) -> slice:
+    start = (side - length) // 2
+    return slice(start, start + length)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -177,7 +177,7 @@ class _Making:
         self._parts = [pool.submit(self._fill, part) for part in parts] if pool else None
 
     def result(self) -> Batch:
-        if self._parts is None:
+        if self._parts is None:  # not a call kept for later: it would hold the batch in a circle
             self._fill(self._rows)
         else:
             for part in self._parts:

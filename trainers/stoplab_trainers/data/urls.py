@@ -7,9 +7,11 @@ embedded set.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -26,6 +28,8 @@ from stoplab_trainers.data.listing import listed, read_listing
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 FILE = "file://"
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+MOST_SHARDS = 1_000_000  # that one name stands for
 
 
 def shards_of(urls: str | Sequence[str], cache: Path, storage: str | None = None) -> list[Shard]:
@@ -100,12 +104,21 @@ def _expand(url: str, cache: Path, options: Options) -> Iterator[str]:
     if is_embedded(url):
         yield from (str(path) for path in embedded_shards(url, cache))
         return
+    for name in _spelled_out(url):
+        yield from _listed(name.removeprefix(FILE), options)
+
+
+def _spelled_out(url: str) -> list[str]:
+    """The names that a name's braces stand for."""
     try:
-        names = list(braceexpand(url))
+        # Before they are: a range is written out as a whole.
+        longest = max((abs(int(b) - int(a)) for a, b in RANGE.findall(url)), default=0)
+        names = list(islice(braceexpand(url), MOST_SHARDS + 1)) if longest < MOST_SHARDS else None
     except ValueError as error:
         raise DataError(f"{url!r}: {error}") from error
-    for name in names:
-        yield from _listed(name.removeprefix(FILE), options)
+    if names is None or len(names) > MOST_SHARDS:
+        raise DataError(f"{url!r} stands for more than {MOST_SHARDS} shards")
+    return names
 
 
 def _listed(name: str, options: Options) -> list[str]:
