@@ -114,6 +114,26 @@ def test_manifests_and_hugging_face(kind: str, tmp_path: Path) -> None:
     assert listing.sets["train"].classes == (None if kind == "paths" else CLASSES)
 
 
+def test_a_table_of_one_row_group_is_read_piece_by_piece(tmp_path: Path) -> None:
+    png = encoded(picture(0)).ljust(100_000, b"\0")
+    rows = pa.table({"image": [png] * 400, "label": list(range(400))})
+    pq.write_table(
+        rows, tmp_path / "rows.parquet",
+        use_dictionary=False, compression="none", write_batch_size=8,
+    )  # fmt: skip
+    source = source_of(tmp_path / "rows.parquet", {})
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool := pa.proxy_memory_pool(before))
+    try:
+        for first in (0, 130, 390):
+            ids = np.arange(first, min(first + 130, 400))
+            found = [members["cls"] for _, members in source.samples(ids)]
+            assert found == [str(n).encode() for n in ids]
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < pool.max_memory() < rows.nbytes / 2
+
+
 def test_bytes_do_not_depend_on_threads_nor_on_interruptions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ from stoplab_trainers.data.sources import (
     why_no_key,
 )
 
+AT_ONCE = 64  # rows
+PAGE = 1 << 20  # bytes that are read of a column at a time
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 MAGIC = (
     (b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"),
@@ -65,8 +67,8 @@ class Table(Source):
         for part, start in zip(self._parts, self._starts.tolist(), strict=False):
             if start <= last and start + len(part) > first:
                 low = max(first, start)
-                rows = part.read(wanted).slice(low - start, last + 1 - low)
-                yield from (self._sample(low + i, row) for i, row in enumerate(_rows(rows)))
+                rows = part.rows(wanted, low - start, last + 1 - start)
+                yield from (self._sample(low + i, row) for i, row in enumerate(rows))
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +104,7 @@ class Table(Source):
             return None
         if pa.types.is_nested(kind):
             raise DataError(f"the column {self._label!r} holds {kind}, no class indices or names")
-        columns = (part.read([self._label])[self._label].unique() for part in self._parts)
+        columns = (part.column(self._label).unique() for part in self._parts)
         numbers = class_numbers(name for one in columns for name in one.drop_null().to_pylist())
         self.classes = list(numbers)
         return numbers
@@ -123,10 +125,29 @@ class _Part:
     def __len__(self) -> int:
         return int(self._rows)
 
-    def read(self, columns: Sequence[str]) -> pa.Table:
+    def column(self, name: str) -> pa.ChunkedArray:
         if self._group is None:
-            return self._table.select(list(columns))
-        return pq.ParquetFile(self._file).read_row_group(self._group, columns=list(columns))
+            return self._table[name]
+        return pq.ParquetFile(self._file).read_row_group(self._group, columns=[name])[name]
+
+    def rows(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Those from ``start`` to before ``stop`` (or the end), few in memory at a time."""
+        at = 0
+        for batch in self._batches(list(columns)):
+            if at + len(batch) > start:
+                skipped = max(0, start - at)
+                yield from batch.slice(skipped, max(0, stop - at - skipped)).to_pylist()
+            at += len(batch)
+            if at >= stop:
+                return
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if self._group is None:
+            yield from self._table.select(columns).to_batches(max_chunksize=AT_ONCE)
+            return
+        # A row group may be as large as its file: it comes page by page.
+        with pq.ParquetFile(self._file, pre_buffer=False, buffer_size=PAGE) as file:
+            yield from file.iter_batches(AT_ONCE, row_groups=[self._group], columns=columns)
 
 
 def _parts(file: Path) -> list[_Part]:
@@ -136,12 +157,6 @@ def _parts(file: Path) -> list[_Part]:
         return [_Part(file, group) for group in range(pq.read_metadata(file).num_row_groups)]
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """One by one: a whole row group as Python objects would be there twice."""
-    for batch in table.to_batches(max_chunksize=64):
-        yield from batch.to_pylist()
 
 
 def _class_names(schema: pa.Schema, folder: Path, label: str | None) -> list[str] | None:
