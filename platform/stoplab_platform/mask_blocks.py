@@ -35,8 +35,8 @@ def block_size(u: float, block: BlockSpec, grid: int, *, official: bool) -> Size
     area = int(grid * grid * (s0 + u * (s1 - s0)))
     aspect = a0 + u * (a1 - a0)
     most = grid - 1 if official else grid
-    height = min(round(math.sqrt(area * aspect)), most)
-    width = min(round(math.sqrt(area / aspect)), most)
+    height = round(min(math.sqrt(area * aspect), most))  # before a root too large for any integer
+    width = round(min(math.sqrt(area / aspect), most))
     return height, width
 
 

@@ -108,6 +108,10 @@ class TestFeasibility:
         ((path, _),) = masks.infeasible(masking, 4)
         assert path == ("ratio",)
 
+    def test_an_aspect_beyond_reason_is_a_strip(self) -> None:
+        block = BlockSpec(count=1, scale=(0.3, 0.4), aspect=(5e-324, 5e-324))
+        assert masks.block_sizes(block, 14, official=False) == {(0, 14)}
+
     @settings(max_examples=40, deadline=None)
     @given(multiblocks("fixed"), st.floats(0, 1, exclude_max=True))
     def test_block_sizes_hold_every_size(
