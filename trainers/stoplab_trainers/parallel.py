@@ -47,11 +47,11 @@ def blocks(module: nn.Module) -> list[Block]:
 
 @contextmanager
 def gradients_summed(student: nn.Module, over_ranks: bool) -> Iterator[None]:
-    """Forward and backward whose gradients are averaged over the ranks, or stay each rank's own."""
-    if isinstance(student, FSDPModule):
-        student.set_requires_gradient_sync(over_ranks)
-        yield
-    elif isinstance(student, DistributedDataParallel) and not over_ranks:
+    """Forward and backward whose gradients are averaged over the ranks, or stay each rank's own.
+
+    Under `fsdp` they are averaged at once in any case: what is a rank's own would lie whole on it.
+    """
+    if isinstance(student, DistributedDataParallel) and not over_ranks:
         with student.no_sync():
             yield
     else:
