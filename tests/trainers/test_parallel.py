@@ -17,12 +17,13 @@ from stoplab_platform.cost import parameters
 from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.files import write_json
 from stoplab_platform.paths import RunFolder
-from stoplab_trainers import checkpoint
+from stoplab_trainers import checkpoint, step
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics.noise import position_stats
 from stoplab_trainers.hooks import Saving, Stopping
 from stoplab_trainers.loop import Run, StepReport, World, _feed, steps
 from stoplab_trainers.masking import draw_masks
+from stoplab_trainers.parallel import blocks
 from stoplab_trainers.step import _accumulate, train_step
 from support_runs import tiny
 
@@ -80,6 +81,21 @@ def after_a_part(run: Run) -> int:
     return sum(one.to_local().numel() for one in found if isinstance(one, DTensor))
 
 
+def whole_blocks(run: Run) -> list[int]:
+    """How many of the student's blocks lie whole on this rank while the average moves."""
+    counts, real = [], step.update_ema
+
+    def watched(*told: Any) -> None:
+        own = blocks(run.model)
+        counts.append(sum(not isinstance(block.attn.qkv.weight, DTensor) for block in own))
+        real(*told)
+
+    step.update_ema = watched
+    advance(run, 1)
+    step.update_ema = real
+    return counts
+
+
 def one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -107,6 +123,7 @@ def one_of_two(rank: int, folder: Path) -> None:
             found["after a part"] = after_a_part(run)
         if name == "fsdp":
             found["ends"] = ends(run, folder)
+            found["whole blocks"] = whole_blocks(run)
     logged = Run(tiny(compute__workers=2, **WAYS["fsdp"]), shards, World(rank, 2))
     found["reports"] = next(steps(logged)).metrics
     if rank == 0:
@@ -189,6 +206,11 @@ def test_gradients_of_parts_lie_in_shards(found: dict[str, Any]) -> None:
     """Until the last part all of them would lie on each rank, in a model that does not fit."""
     weights = parameters(tiny(compute__workers=2, **CHANGES)).trained
     assert found["after a part"] == pytest.approx(weights / 2, rel=0.01)
+
+
+def test_the_average_asks_for_one_block_at_a_time(found: dict[str, Any]) -> None:
+    """The student as a whole need not fit on a rank."""
+    assert found["whole blocks"] == [1, 1, 0]
 
 
 def test_the_moving_average_has_moved(found: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from stoplab_trainers.hardware import precision
 from stoplab_trainers.loss import penalty
 from stoplab_trainers.masking import TensorMasks, draw_masks
 from stoplab_trainers.optim import set_step, update_ema
-from stoplab_trainers.parallel import full, gradients_summed, whole
+from stoplab_trainers.parallel import full, gradients_summed, side_by_side
 from stoplab_trainers.randomness import draw_noise
 
 if TYPE_CHECKING:  # the loop imports this module
@@ -58,8 +58,8 @@ def train_step(run: Run, batch: Batch) -> Done:
     gradient_norm = full(_clipped(run))
     run.optimizer.step()
     if run.averages:
-        with whole(run.student):
-            update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))
+        for pairs in side_by_side(run.student, run.target, run.model.encoder):
+            update_ema(pairs, run.schedules.momentum(run.step))
     loss = torch.stack([part.loss for part in parts]).mean()
     # A gradient that is no number has broken the weights of all ranks; a loss, its own rank's.
     run.finite.logical_and_(loss.isfinite() & gradient_norm.isfinite())
