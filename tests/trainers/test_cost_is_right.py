@@ -22,6 +22,7 @@ from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.launch import execute
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.predictor import Predictor
+from stoplab_trainers.parallel import blocks
 from support_models import case
 from support_runs import identity, tiny
 
@@ -83,6 +84,7 @@ def test_parameters_of_every_kind_of_positions(positions: dict[str, Any]) -> Non
         {**LARGER, "positions": {"kind": "stochastic", "noise_on": "both"}},
         {**LARGER, "masking": {"kind": "random", "ratio": 0.6}},
         {**LARGER, "masking": {"kind": "random"}, "objective": "mae"},
+        {**LARGER, "model__depth": 4, "compute__activation_checkpointing": True},
     ],
 )
 def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
@@ -149,6 +151,8 @@ def _trained(model: torch.nn.Module) -> int:
 def _counted(step: int, changes: dict[str, Any]) -> float:
     """Operations for one image of a training step, by torch."""
     made = case(step=step, **changes)
+    for block in blocks(made.model):
+        block.recomputes = made.spec.compute.activation_checkpointing
     with FlopCounterMode(display=False) as counter:
         made.loss().backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops() / len(made.images)
