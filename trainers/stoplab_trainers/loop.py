@@ -178,6 +178,7 @@ def steps(run: Run) -> Iterator[StepReport]:
         metrics = measure(run, done) if _is_logged(run) else {}
         seconds = time.perf_counter() - begin
         pace.add(done.masks, seconds)
+        del done  # its targets would stay until the next step has its own
         if metrics:
             metrics |= pace.taken()
         per_epoch = run.plan.steps_per_epoch
