@@ -82,6 +82,9 @@ class Memory:
     optimizer: int
     target: int
     activations: int
+    checkpoint: int
+    """The first worker's copy of the state, from which it is written while the training goes on;
+    0 on a GPU, whose copy lies in the machine's memory."""
     runtime: int
     total: Range
 
@@ -148,13 +151,11 @@ def memory(spec: RunSpec) -> Memory:
     optimizer = 2 * FP32 * found.trained // shards
     target = FP32 * (found.encoder + grid * spec.model.sizes().width) * spec.objective.averages
     activations = _activations(spec)
-    fixed = weights + gradients + optimizer + target + RUNTIME
-    total = Range(
-        fixed + ACTIVATIONS_LOW * activations,
-        fixed + activations,
-        fixed + ACTIVATIONS_HIGH * activations,
-    )
-    return Memory(weights, gradients, optimizer, target, activations, RUNTIME, total)
+    state = FP32 * (3 * found.trained + tables) + target
+    checkpoint = 0 if spec.compute.gpus_per_worker > 0 else state
+    fixed = weights + gradients + optimizer + target + checkpoint + RUNTIME
+    total = Range(ACTIVATIONS_LOW, 1, ACTIVATIONS_HIGH) * activations + Range(fixed, fixed, fixed)
+    return Memory(weights, gradients, optimizer, target, activations, checkpoint, RUNTIME, total)
 
 
 def coarse(masking: MaskingSpec, grid: int) -> tuple[MaskingSpec, int]:

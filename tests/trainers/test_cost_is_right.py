@@ -20,9 +20,11 @@ from stoplab_platform.specs.data import EMBEDDED, EMBEDDED_IMAGES
 from stoplab_platform.specs.model import ModelSpec
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.launch import execute
+from stoplab_trainers.loop import Run, steps
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.predictor import Predictor
 from stoplab_trainers.parallel import blocks
+from stoplab_trainers.snapshot import Snapshots
 from support_models import case
 from support_runs import identity, tiny
 
@@ -108,6 +110,18 @@ def test_activations_are_what_autograd_keeps() -> None:
     count = sum(size for pointer, size in kept.items() if pointer not in weights)
     assert loss.requires_grad
     assert memory(made.spec).activations == pytest.approx(count, rel=0.3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"masking": {"kind": "random"}, "objective": "mae"}])
+def test_a_checkpoints_copy_takes_as_much_memory(home: Path, changes: dict[str, Any]) -> None:
+    run = Run(tiny(**LARGER, **changes), ShardSet.open("digits", home / "cache"))
+    next(steps(run))  # the moments are there from then on
+    snapshots = Snapshots()
+    snapshots.take(run.state())
+    told = memory(run.spec)
+    assert told.checkpoint == pytest.approx(snapshots.bytes, rel=0.01)
+    spent = told.weights + told.gradients + told.optimizer + told.target + told.runtime
+    assert told.total.value == spent + told.activations + told.checkpoint
 
 
 def test_embedded_sets_hold_as_many_images_as_is_said(home: Path) -> None:
