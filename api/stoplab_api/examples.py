@@ -140,8 +140,8 @@ ESTIMATE: dict[str, Any] = {
     },
     "memory": {
         "weights": 429312, "gradients": 409824, "optimizer": 819648, "target": 354240,
-        "activations": 41000000, "runtime": 629145600,
-        "total": {"low": 664000000.0, "value": 672000000.0, "high": 697000000.0},
+        "activations": 41000000, "checkpoint": 1603200, "runtime": 629145600,
+        "total": {"low": 665600000.0, "value": 673800000.0, "high": 698400000.0},
     },
     "samples_per_s": {"low": 620.0, "value": 810.0, "high": 1050.0},
     "run_hours": {"low": 0.008, "value": 0.011, "high": 0.015},

@@ -59,6 +59,8 @@ class MemoryBody(Told):
     target: int
     """The EMA copy of the encoder."""
     activations: int
+    checkpoint: int = 0
+    """Of the first worker: the copy of its state from which it is written; 0 on a GPU."""
     runtime: int
     """Of the process, or the GPU's context, before any model."""
     total: RangeBody

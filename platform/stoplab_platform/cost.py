@@ -69,7 +69,8 @@ class Flops:
     predictor: float
     """The predictor on every target block, forward."""
     train: float
-    """One image of a training step: all three, and the way back through the last two."""
+    """One image of a training step: all three, the way back through the last two, and what
+    `compute.activation_checkpointing` has their blocks compute again."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Memory:
     optimizer: int
     target: int
     activations: int
+    checkpoint: int
+    """The first worker's copy of the state, from which it is written while the training goes on;
+    0 on a GPU, whose copy lies in the machine's memory."""
     runtime: int
     total: Range
 
@@ -105,6 +109,10 @@ def flops(spec: RunSpec) -> Flops:
     # No gradient flows into pixels or into the noise: there only the weight's own is computed.
     fixed = _patch_flops(sizes, kept) + noise
     train = target + 3 * (context + predictor) - fixed
+    if spec.compute.activation_checkpointing:
+        # All of a block but the last of its products, which nothing on the way back asks for.
+        train += sizes.depth * _block_flops(sizes.width, _hidden(sizes) / 2, kept, kept)
+        train += _predictor_blocks(spec, kept, _predictor_hidden(spec) / 2)
     return Flops(target, context, predictor, train)
 
 
@@ -143,13 +151,11 @@ def memory(spec: RunSpec) -> Memory:
     optimizer = 2 * FP32 * found.trained // shards
     target = FP32 * (found.encoder + grid * spec.model.sizes().width) * spec.objective.averages
     activations = _activations(spec)
-    fixed = weights + gradients + optimizer + target + RUNTIME
-    total = Range(
-        fixed + ACTIVATIONS_LOW * activations,
-        fixed + activations,
-        fixed + ACTIVATIONS_HIGH * activations,
-    )
-    return Memory(weights, gradients, optimizer, target, activations, RUNTIME, total)
+    state = FP32 * (3 * found.trained + tables) + target
+    checkpoint = 0 if spec.compute.gpus_per_worker > 0 else state
+    fixed = weights + gradients + optimizer + target + checkpoint + RUNTIME
+    total = Range(ACTIVATIONS_LOW, 1, ACTIVATIONS_HIGH) * activations + Range(fixed, fixed, fixed)
+    return Memory(weights, gradients, optimizer, target, activations, checkpoint, RUNTIME, total)
 
 
 def coarse(masking: MaskingSpec, grid: int) -> tuple[MaskingSpec, int]:
@@ -233,29 +239,28 @@ def _patch_flops(sizes: VitSizes, tokens: float) -> float:
     return 2 * COLOURS * sizes.patch_size**2 * sizes.width * tokens
 
 
-def _block_flops(width: int, hidden: int, queries: float, keys: float) -> float:
+def _block_flops(width: int, hidden: float, queries: float, keys: float) -> float:
     """One transformer block in which ``queries`` of ``keys`` tokens are wanted."""
     weights = 4 * width * width * keys + 4 * width * width * queries + 4 * width * hidden * queries
     return weights + 4 * width * queries * keys
 
 
 def _predictor_flops(spec: RunSpec, kept: float) -> tuple[float, float]:
-    """All of it for one image, and of that the projection of the noise.
+    """All of it for one image, and of that the projection of the noise."""
+    outer, width = spec.model.sizes().width, spec.model.predictor.width
+    masked = num_blocks(spec.masking, spec.grid) * target_tokens(spec.masking, spec.grid)
+    noise = 2 * outer * width * _noised(spec, kept, masked)
+    ends = 2 * outer * width * kept + 2 * width * _predicted(spec) * masked
+    return ends + _predictor_blocks(spec, kept, _predictor_hidden(spec)) + noise, noise
 
-    The last block computes the wanted rows alone.
-    """
-    outer, width, depth = (
-        spec.model.sizes().width,
-        spec.model.predictor.width,
-        spec.model.predictor.depth,
-    )
-    hidden, wanted = _predictor_hidden(spec), target_tokens(spec.masking, spec.grid)
-    blocks = num_blocks(spec.masking, spec.grid)
+
+def _predictor_blocks(spec: RunSpec, kept: float, hidden: float) -> float:
+    """Its blocks for one image; the last computes the wanted rows alone."""
+    narrow, wanted = spec.model.predictor, target_tokens(spec.masking, spec.grid)
     rows = kept + wanted
-    whole = (depth - 1) * _block_flops(width, hidden, rows, rows)
-    last = _block_flops(width, hidden, wanted, rows) + 2 * width * _predicted(spec) * wanted
-    noise = 2 * outer * width * _noised(spec, kept, blocks * wanted)
-    return 2 * outer * width * kept + blocks * (whole + last) + noise, noise
+    body = (narrow.depth - 1) * _block_flops(narrow.width, hidden, rows, rows)
+    last = _block_flops(narrow.width, hidden, wanted, rows)
+    return num_blocks(spec.masking, spec.grid) * (body + last)
 
 
 def _noised(spec: RunSpec, kept: float, masked: float) -> float:

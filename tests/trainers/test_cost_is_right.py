@@ -20,8 +20,11 @@ from stoplab_platform.specs.data import EMBEDDED, EMBEDDED_IMAGES
 from stoplab_platform.specs.model import ModelSpec
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.launch import execute
+from stoplab_trainers.loop import Run, steps
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.predictor import Predictor
+from stoplab_trainers.parallel import blocks
+from stoplab_trainers.snapshot import Snapshots
 from support_models import case
 from support_runs import identity, tiny
 
@@ -83,6 +86,7 @@ def test_parameters_of_every_kind_of_positions(positions: dict[str, Any]) -> Non
         {**LARGER, "positions": {"kind": "stochastic", "noise_on": "both"}},
         {**LARGER, "masking": {"kind": "random", "ratio": 0.6}},
         {**LARGER, "masking": {"kind": "random"}, "objective": "mae"},
+        {**LARGER, "model__depth": 4, "compute__activation_checkpointing": True},
     ],
 )
 def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None:
@@ -106,6 +110,18 @@ def test_activations_are_what_autograd_keeps() -> None:
     count = sum(size for pointer, size in kept.items() if pointer not in weights)
     assert loss.requires_grad
     assert memory(made.spec).activations == pytest.approx(count, rel=0.3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"masking": {"kind": "random"}, "objective": "mae"}])
+def test_a_checkpoints_copy_takes_as_much_memory(home: Path, changes: dict[str, Any]) -> None:
+    run = Run(tiny(**LARGER, **changes), ShardSet.open("digits", home / "cache"))
+    next(steps(run))  # the moments are there from then on
+    snapshots = Snapshots()
+    snapshots.take(run.state())
+    told = memory(run.spec)
+    assert told.checkpoint == pytest.approx(snapshots.bytes, rel=0.01)
+    spent = told.weights + told.gradients + told.optimizer + told.target + told.runtime
+    assert told.total.value == spent + told.activations + told.checkpoint
 
 
 def test_embedded_sets_hold_as_many_images_as_is_said(home: Path) -> None:
@@ -149,6 +165,8 @@ def _trained(model: torch.nn.Module) -> int:
 def _counted(step: int, changes: dict[str, Any]) -> float:
     """Operations for one image of a training step, by torch."""
     made = case(step=step, **changes)
+    for block in blocks(made.model):
+        block.recomputes = made.spec.compute.activation_checkpointing
     with FlopCounterMode(display=False) as counter:
         made.loss().backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops() / len(made.images)

@@ -63,6 +63,33 @@ def test_a_run_that_breaks_names_steps_samples_and_the_last_good_checkpoint(
 
 
 @pytest.mark.usefixtures("home")
+def test_weights_that_a_gradient_broke_push_out_no_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the loss of another rank is no number: this one's shows it a step later."""
+
+    def breaking(run: Run, batch: loop.Batch) -> Done:
+        weight = run.model.predictor.proj.weight
+        handle = weight.register_hook(
+            lambda grad: grad * math.nan if run.step == BREAKS_AT else grad
+        )
+        done = train_step(run, batch)
+        handle.remove()
+        assert math.isfinite(float(done.loss)) or run.step > BREAKS_AT
+        return done
+
+    monkeypatch.setattr(loop, "train_step", breaking)
+    spec = tiny(
+        evals=[], optim__epochs=5, tracking__log_every_steps=EVERY,
+        checkpoint__every_epochs=None, checkpoint__every_steps=1, checkpoint__keep=1,
+    )  # fmt: skip
+    run = folder(tmp_path)
+    with pytest.raises(Diverged, match="up to step 60"):
+        run_rank(spec, run, identity(), World(), Watchdog(run, World()))
+    assert json.loads(run.divergence.read_text())["checkpoint"] == "step-00000066"
+
+
+@pytest.mark.usefixtures("home")
 def test_a_store_that_is_away_does_not_hide_that_a_run_diverged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

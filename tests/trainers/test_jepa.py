@@ -13,7 +13,7 @@ from torch import nn
 from stoplab_trainers.loss import smooth_l1
 from stoplab_trainers.masking import TensorMasks
 from stoplab_trainers.model.jepa import build_model, target_features, target_of
-from stoplab_trainers.optim import build_optimizer, update_ema
+from stoplab_trainers.optim import build_optimizer, paired, update_ema
 from stoplab_trainers.randomness import Noise
 from support_models import Case, case
 from support_runs import tiny
@@ -246,7 +246,7 @@ class TestGradients:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            update_ema(target, made.model.encoder, 0.996)
+            update_ema(paired(target, made.model.encoder), 0.996)
             losses.append(loss.item())
         assert losses[-1] < 0.7 * losses[0]
         assert features.flatten(0, 2).std(dim=0).mean() > 0.1 * spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from stoplab_platform.specs import RunSpec
-from stoplab_trainers import checkpoint
+from stoplab_trainers import checkpoint, loop
+from stoplab_trainers.data.loader import Batch
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, StepReport, steps, train
+from stoplab_trainers.step import Done, train_step
 from support_runs import tiny
 
 
@@ -181,6 +184,22 @@ def test_train_shows_every_step_to_every_hook(digits: ShardSet) -> None:
         [lambda r, report, name=name: seen.append((name, report.step)) for name in ("a", "b")],
     )
     assert seen == [(name, step) for step in range(1, 20) for name in ("a", "b")]
+
+
+def test_a_steps_targets_are_free_when_it_is_reported(
+    digits: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(run: Run, batch: Batch) -> Done:
+        done = train_step(run, batch)
+        kept.extend(weakref.ref(part) for part in done.targets)
+        return done
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    for _ in islice(steps(started(tiny(compute__accumulate=2), digits)), 2):
+        assert all(part() is None for part in kept)
+    assert len(kept) == 4
 
 
 def test_logs_every_nth_step_after_a_dense_start(digits: ShardSet) -> None:

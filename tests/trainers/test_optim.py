@@ -17,6 +17,7 @@ from stoplab_trainers.model.jepa import build_model, target_features, target_of
 from stoplab_trainers.optim import (
     Schedules,
     build_optimizer,
+    paired,
     param_groups,
     set_step,
     update_ema,
@@ -93,7 +94,7 @@ class TestOptimizer:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            update_ema(target, model.encoder, schedules.momentum(step))
+            update_ema(paired(target, model.encoder), schedules.momentum(step))
         after = model.state_dict()
         unchanged = {name for name in before if torch.equal(before[name], after[name])}
         assert unchanged == {"encoder.vit.pos_embed", "predictor.pos_embed"}
@@ -110,7 +111,7 @@ class TestEma:
         with torch.no_grad():
             target.weight.copy_(own)
             encoder.weight.copy_(new)
-        update_ema(target, encoder, momentum)
+        update_ema(paired(target, encoder), momentum)
         expected = momentum * own.double() + (1 - momentum) * new.double()
         assert (target.weight.double() - expected).abs().max() < 1e-6
         assert torch.equal(encoder.weight, new)
@@ -121,14 +122,14 @@ class TestEma:
         nn.init.ones_(target.weight)
         nn.init.zeros_(encoder.weight)
         for _ in range(1000):
-            update_ema(target, encoder, 0.9999)
+            update_ema(paired(target, encoder), 0.9999)
         assert float(target.weight.detach()) == pytest.approx(0.9999**1000, rel=1e-4)
 
     @pytest.mark.invariant(19)
     def test_a_half_precision_target_is_refused(self) -> None:
         target = nn.Linear(1, 1).bfloat16()
         with pytest.raises(AssertionError, match="bf16"):
-            update_ema(target, nn.Linear(1, 1), 0.99)
+            update_ema(paired(target, nn.Linear(1, 1)), 0.99)
 
     def test_the_target_is_a_frozen_copy(self) -> None:
         model = build_model(tiny())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -19,14 +20,17 @@ Records = dict[str, dict[str, str]]
 
 
 def records(world: World, folder: Path) -> Records:
-    """Records of the first steps: as they are, cropped otherwise in the last rank, and official."""
+    """Records of the first steps: as they are, the last rank's otherwise, and official."""
     found = {}
-    for name, sampler in (("plain", "fixed"), ("other crops", "fixed"), ("official", "official")):
+    for name in ("plain", "other crops", "replaced", "official"):
+        sampler = "official" if name == "official" else "fixed"
         spec = tiny(masking__sampler=sampler, masking__min_keep=3)
         run = Run(spec, ShardSet.open(spec.data.train, folder / f"cache{world.rank}"), world)
         for _, batch in zip(range(STEPS), _feed(run), strict=False):
             if name == "other crops" and world.rank == world.size - 1:
                 batch = batch._replace(images=batch.images.flip(3))
+            if name == "replaced" and world.rank == world.size - 1:
+                batch = batch._replace(ids=np.append(batch.ids[:-1], 0))
             run.record.add(run, batch, draw_masks(spec, batch.step, run.rows))
         found[name] = run.record.certificate()
     return found
@@ -61,6 +65,13 @@ def unlike(a: dict[str, str], b: dict[str, str]) -> set[str]:
 def test_two_ranks_record_what_one_would(one: Records, two: Records) -> None:
     assert unlike(one["plain"], two["plain"]) == {"crops"}  # hashed rank by rank
     assert unlike(one["official"], two["official"]) <= {"crops", "masks"}  # cut rank by rank
+
+
+def test_what_replaces_bad_samples_counts_whatever_rank_met_them(
+    one: Records, two: Records
+) -> None:
+    assert unlike(one["replaced"], two["replaced"]) == {"crops"}
+    assert unlike(two["plain"], two["replaced"]) == {"samples"}
 
 
 def test_the_second_ranks_crops_count(two: Records) -> None:

@@ -13,15 +13,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
+from stoplab_platform.cost import parameters
 from stoplab_platform.errors import Fenced, Stopped
 from stoplab_platform.files import write_json
 from stoplab_platform.paths import RunFolder
-from stoplab_trainers import checkpoint
+from stoplab_trainers import checkpoint, step
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.diagnostics.noise import position_stats
 from stoplab_trainers.hooks import Saving, Stopping
 from stoplab_trainers.loop import Run, StepReport, World, _feed, steps
-from stoplab_trainers.step import train_step
+from stoplab_trainers.masking import draw_masks
+from stoplab_trainers.parallel import blocks
+from stoplab_trainers.step import _accumulate, train_step
 from support_runs import tiny
 
 pytestmark = pytest.mark.timeout(900)  # two more processes that import torch
@@ -68,6 +71,31 @@ def has_shards(state: dict[str, Any]) -> list[int]:
     return counts
 
 
+def after_a_part(run: Run) -> int:
+    """The numbers in this rank's gradients once the first part of a step is computed."""
+    batch = next(_feed(run))
+    run.optimizer.zero_grad()
+    _accumulate(run, batch, draw_masks(run.spec, batch.step, run.rows), 0)
+    found = [weight.grad for weight in run.weights]
+    run.optimizer.zero_grad()
+    return sum(one.to_local().numel() for one in found if isinstance(one, DTensor))
+
+
+def whole_blocks(run: Run) -> list[int]:
+    """How many of the student's blocks lie whole on this rank while the average moves."""
+    counts, real = [], step.update_ema
+
+    def watched(*told: Any) -> None:
+        own = blocks(run.model)
+        counts.append(sum(not isinstance(block.attn.qkv.weight, DTensor) for block in own))
+        real(*told)
+
+    step.update_ema = watched
+    advance(run, 1)
+    step.update_ema = real
+    return counts
+
+
 def one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -91,8 +119,11 @@ def one_of_two(rank: int, folder: Path) -> None:
         found[name]["gone on"] = advance(run, 1)
         found[name]["after"] = copy.deepcopy(run.state()["model"])
         found[name]["has"] = has_shards(run.state())
+        if name == "fsdp in parts":
+            found["after a part"] = after_a_part(run)
         if name == "fsdp":
             found["ends"] = ends(run, folder)
+            found["whole blocks"] = whole_blocks(run)
     logged = Run(tiny(compute__workers=2, **WAYS["fsdp"]), shards, World(rank, 2))
     found["reports"] = next(steps(logged)).metrics
     if rank == 0:
@@ -148,25 +179,38 @@ def furthest(one: Any, other: Any) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize(
-    ("name", "like"),
-    [("fsdp", "ddp"), ("fsdp recomputing", "ddp"), ("fsdp in parts", "ddp in parts")],
-)
-def test_shards_train_the_same_weights(found: dict[str, Any], name: str, like: str) -> None:
+@pytest.mark.parametrize("name", ["fsdp", "fsdp recomputing"])
+def test_shards_train_the_same_weights(found: dict[str, Any], name: str) -> None:
     """Model, moving average and optimiser, in a checkpoint's form."""
     for part in ("model", "target", "optimizer", "record"):
-        one, other = found[like]["state"][part], found[name]["state"][part]
+        one, other = found["ddp"]["state"][part], found[name]["state"][part]
         assert furthest(one, other) < 1e-6, part
-    assert found[name]["losses"] == pytest.approx(found[like]["losses"], abs=1e-6)
-    assert found[name]["sharded"] > found[like]["sharded"] == 0
+    assert found[name]["losses"] == pytest.approx(found["ddp"]["losses"], abs=1e-6)
+    assert found[name]["sharded"] > found["ddp"]["sharded"] == 0
 
 
-def test_parts_train_the_same_weights_up_to_rounding(found: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "like"), [("ddp in parts", "ddp"), ("fsdp in parts", "ddp in parts")]
+)
+def test_parts_train_the_same_weights_up_to_rounding(
+    found: dict[str, Any], name: str, like: str
+) -> None:
     """A key's bias has no gradient, and Adam steps by the sign of what rounding leaves of it."""
     for part in ("model", "target", "optimizer"):
-        one, other = found["ddp"]["state"][part], found["ddp in parts"]["state"][part]
+        one, other = found[like]["state"][part], found[name]["state"][part]
         assert furthest(one, other) < 1e-5, part
-    assert found["ddp"]["losses"] == pytest.approx(found["ddp in parts"]["losses"], abs=1e-6)
+    assert found[like]["losses"] == pytest.approx(found[name]["losses"], abs=1e-6)
+
+
+def test_gradients_of_parts_lie_in_shards(found: dict[str, Any]) -> None:
+    """Until the last part all of them would lie on each rank, in a model that does not fit."""
+    weights = parameters(tiny(compute__workers=2, **CHANGES)).trained
+    assert found["after a part"] == pytest.approx(weights / 2, rel=0.01)
+
+
+def test_the_average_asks_for_one_block_at_a_time(found: dict[str, Any]) -> None:
+    """The student as a whole need not fit on a rank."""
+    assert found["whole blocks"] == [1, 1, 0]
 
 
 def test_the_moving_average_has_moved(found: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from stoplab_trainers.masking import TensorMasks
 from stoplab_trainers.model.encoder import Encoder
 from stoplab_trainers.model.jepa import Jepa, target_features, target_of
 from stoplab_trainers.model.predictor import Predictor
-from stoplab_trainers.optim import build_optimizer, update_ema
+from stoplab_trainers.optim import build_optimizer, paired, update_ema
 from stoplab_trainers.randomness import Noise
 from stoplab_trainers.recordings import Recording, Start, read, start
 from stoplab_trainers.weights.names import MASK_TOKEN, PREDICTOR, predictor_ours, renamed
@@ -157,7 +157,7 @@ def _found(
             found["loss"] = {f"{arm}/loss": losses[0]}
             found["grad"] = _gradients(recording, model, target, f"{arm}/grad/")
         optimizer.step()
-        update_ema(target, model.encoder, config["ema"])
+        update_ema(paired(target, model.encoder), config["ema"])
     found["five_losses"] = {f"{arm}/five_losses": torch.stack(losses)}
     after = f"{arm}/after_five/"
     found["after_five"] = {after + n: _find(model, target, n) for n in recording.below(after)}

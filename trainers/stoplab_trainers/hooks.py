@@ -185,7 +185,7 @@ class Saving:
         if self.saved_step == run.step:
             return
         state = run.state()
-        # Past a loss that is no number, a state would only push good ones out.
+        # Past a loss or a gradient that is no number, a state would only push good ones out.
         good = run.checked == run.step or bool(run.finite)
         if run.world.rank == 0 and good and not self._fenced():
             with self._patience():

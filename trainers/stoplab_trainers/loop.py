@@ -91,9 +91,9 @@ class Run:
         self.target = self.objective.target(self.model.encoder)
         self.record = PairingRecord(self.model.state_dict())
         self.finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        """False once a step's loss was no number."""
+        """False once a step's loss or gradient was no number."""
         self.checked = 0
-        """The last step after which all losses were known to be numbers."""
+        """The last step after which all losses and gradients were known to be numbers."""
         self.student = self._prepared()
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         """What is trained; under `fsdp` this rank's shards of it."""
@@ -178,6 +178,7 @@ def steps(run: Run) -> Iterator[StepReport]:
         metrics = measure(run, done) if _is_logged(run) else {}
         seconds = time.perf_counter() - begin
         pace.add(done.masks, seconds)
+        del done  # its targets would stay until the next step has its own
         if metrics:
             metrics |= pace.taken()
         per_epoch = run.plan.steps_per_epoch

@@ -30,7 +30,7 @@ class Diverged(StoplabError):
 def measure(run: Run, done: Done) -> dict[str, float]:
     """Numbers of a step; the loss is the mean over all workers, without the penalty.
 
-    All ranks call. Raises Diverged where a loss since the last call was no number.
+    All ranks call. Raises Diverged where a loss or a gradient since the last call was no number.
     """
     value = _checked_loss(run, done.loss)
     masks = done.masks
@@ -88,7 +88,7 @@ class Pace:
 
 
 def _checked_loss(run: Run, loss: Float[Tensor, ""]) -> float:
-    """The loss over all workers; Diverged, where one since the last call was no number."""
+    """The loss over all workers; Diverged, where one or a gradient was no number since the last."""
     told = torch.stack([loss.float(), run.finite.float()])
     if run.world.size > 1:
         dist.all_reduce(told, op=dist.ReduceOp.SUM)
@@ -97,7 +97,7 @@ def _checked_loss(run: Run, loss: Float[Tensor, ""]) -> float:
     if not math.isfinite(value):
         raise Diverged(f"the loss is {value} at step {run.step}")
     if finite < 1:
-        raise Diverged(f"the loss was no number at a step before {run.step}")
+        raise Diverged(f"the loss or its gradient was no number at step {run.step} or before")
     run.checked = run.step
     return float(value)
 

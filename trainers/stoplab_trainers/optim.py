@@ -15,6 +15,9 @@ from torch.optim import AdamW
 
 from stoplab_platform.specs.optim import OptimSpec
 
+Pairs = list[tuple[nn.Parameter, nn.Parameter]]
+"""Weights of a target, each beside the one that it follows."""
+
 
 class Schedules:
     """Learning rate, weight decay and momentum of every step of a run."""
@@ -73,14 +76,15 @@ def set_step(optimizer: torch.optim.Optimizer, schedules: Schedules, step: int) 
             group["weight_decay"] = weight_decay
 
 
+def paired(target: nn.Module, encoder: nn.Module) -> Pairs:
+    """Each weight of a target beside that of the encoder which it follows."""
+    return list(zip(target.parameters(), encoder.parameters(), strict=True))
+
+
 @torch.no_grad()
-def update_ema(target: nn.Module, encoder: nn.Module, momentum: float) -> None:
+def update_ema(pairs: Pairs, momentum: float) -> None:
     """target <- momentum x target + (1 - momentum) x encoder, in fp32, after the step."""
-    pairs = [
-        (own, new)
-        for own, new in zip(target.parameters(), encoder.parameters(), strict=True)
-        if new.requires_grad
-    ]
+    pairs = [(own, new) for own, new in pairs if new.requires_grad]
     assert all(own.dtype == torch.float32 for own, _ in pairs), "bf16 would round the average away"
     torch._foreach_lerp_([own for own, _ in pairs], [new for _, new in pairs], 1 - momentum)
 

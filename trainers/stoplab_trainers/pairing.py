@@ -30,8 +30,8 @@ STREAMS = ("samples", "crops", "masks")
 class PairingRecord:
     """Hashes of the initial weights, and of the global batch's sample ids, crops and masks.
 
-    Rank 0's is the one that counts. Its own share it hashes as it was fed; of the others it
-    draws ids and masks itself, which are functions of the step, and is told the crops' hashes.
+    Rank 0's is the one that counts. Its own share it hashes as it was fed; of the others it draws
+    the masks itself, which are functions of the step, and is told the ids and the crops' hashes.
     """
 
     def __init__(self, initial_weights: Mapping[str, torch.Tensor]) -> None:
@@ -43,10 +43,12 @@ class PairingRecord:
         if STEPS <= batch.step < run.total_steps - STEPS:
             return
         crops = _crops(run, batch.images)
+        # As they were read: what stands for a bad sample is known to the rank that met it.
+        ids = _of_all_ranks(batch.ids.tobytes(), run.world)
         if run.world.rank > 0:
             return
         parts = {
-            "samples": [_whole_ids(run, batch)],
+            "samples": ids,
             "crops": crops,
             "masks": _whole_masks(run, batch.step, masks),
         }
@@ -76,12 +78,6 @@ class PairingRecord:
         self._digests = copy.deepcopy(dict(state["digests"]))
 
 
-def _whole_ids(run: Run, batch: Batch) -> torch.Tensor:
-    ids = run.plan.ids(batch.step).copy()
-    ids[run.rows] = batch.ids
-    return torch.from_numpy(ids)
-
-
 def _whole_masks(run: Run, step: int, own: TensorMasks) -> list[torch.Tensor]:
     """All contexts, then all targets; shares of unlike lengths (official sampler) one by one."""
     world, size = run.world, run.spec.optim.batch_size
@@ -104,8 +100,8 @@ def _crops(run: Run, images: torch.Tensor) -> list[torch.Tensor]:
     return _of_all_ranks(_sha256([images]).digest(), run.world)
 
 
-def _of_all_ranks(digest: bytes, world: World) -> list[torch.Tensor]:
-    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(world.device)
+def _of_all_ranks(told: bytes, world: World) -> list[torch.Tensor]:
+    own = torch.frombuffer(bytearray(told), dtype=torch.uint8).to(world.device)
     if world.size == 1:
         return [own]
     found = [torch.empty_like(own) for _ in range(world.size)]

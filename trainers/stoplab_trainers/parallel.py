@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from stoplab_trainers.model.block import Block
 from stoplab_trainers.model.jepa import Jepa
+from stoplab_trainers.optim import Pairs, paired
 
 
 def distributed(model: Jepa, strategy: str, world: int, device: torch.device) -> nn.Module:
@@ -47,32 +48,32 @@ def blocks(module: nn.Module) -> list[Block]:
 
 @contextmanager
 def gradients_summed(student: nn.Module, over_ranks: bool) -> Iterator[None]:
-    """Forward and backward whose gradients are averaged over the ranks, or stay each rank's own."""
-    if isinstance(student, FSDPModule):
-        student.set_requires_gradient_sync(over_ranks)
-        yield
-    elif isinstance(student, DistributedDataParallel) and not over_ranks:
+    """Forward and backward whose gradients are averaged over the ranks, or stay each rank's own.
+
+    Under `fsdp` they are averaged at once in any case: what is a rank's own would lie whole on it.
+    """
+    if isinstance(student, DistributedDataParallel) and not over_ranks:
         with student.no_sync():
             yield
     else:
         yield
 
 
-@contextmanager
-def whole(student: nn.Module) -> Iterator[None]:
-    """Within it, every weight lies whole on every rank, and afterwards what `outside` says.
+def side_by_side(student: nn.Module, target: nn.Module, encoder: nn.Module) -> Iterator[Pairs]:
+    """The weights of a target and of the student's encoder, each beside its own; all ranks call.
 
-    All ranks call.
+    Under `fsdp` a block's at a time, whole until the next ones are asked for: the student need not
+    fit on a rank. What is outside of the blocks comes last, and stays whole as `outside` says.
     """
-    sharded = [part for part in student.modules() if isinstance(part, FSDPModule)]
-    for part in sharded:
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in sharded:
-            if part is not student:
-                part.reshard()
+    if isinstance(student, FSDPModule):
+        for own, new in zip(blocks(target), blocks(encoder), strict=True):
+            assert isinstance(new, FSDPModule)
+            new.unshard()
+            yield paired(own, new)
+            new.reshard()
+        outside(student)
+    # Blocks that lie in shards have had their turn.
+    yield [pair for pair in paired(target, encoder) if not isinstance(pair[1], DTensor)]
 
 
 def outside(student: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """One training step: schedules, forward, backward, optimiser, moving average.
 
 The order is that of ijepa:src/train.py@52c1ae9. Between logged steps the host waits for no GPU:
-masks are drawn on the CPU, copies do not block, and whether the loss is a number is kept there.
+masks are drawn on the CPU, copies do not block, and whether loss and gradient are numbers is kept
+there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from stoplab_trainers.hardware import precision
 from stoplab_trainers.loss import penalty
 from stoplab_trainers.masking import TensorMasks, draw_masks
 from stoplab_trainers.optim import set_step, update_ema
-from stoplab_trainers.parallel import full, gradients_summed, whole
+from stoplab_trainers.parallel import full, gradients_summed, side_by_side
 from stoplab_trainers.randomness import draw_noise
 
 if TYPE_CHECKING:  # the loop imports this module
@@ -54,15 +55,16 @@ def train_step(run: Run, batch: Batch) -> Done:
     run.record.add(run, batch, masks)
     run.optimizer.zero_grad(set_to_none=True)
     parts = [_accumulate(run, batch, masks, part) for part in range(run.num_parts)]
-    gradient_norm = _clipped(run)
+    gradient_norm = full(_clipped(run))
     run.optimizer.step()
     if run.averages:
-        with whole(run.student):
-            update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))
+        for pairs in side_by_side(run.student, run.target, run.model.encoder):
+            update_ema(pairs, run.schedules.momentum(run.step))
     loss = torch.stack([part.loss for part in parts]).mean()
-    run.finite.logical_and_(loss.isfinite())
+    # A gradient that is no number has broken the weights of all ranks; a loss, its own rank's.
+    run.finite.logical_and_(loss.isfinite() & gradient_norm.isfinite())
     targets = [part.targets for part in parts]
-    return Done(loss, parts[0].penalty, targets, masks, full(gradient_norm))
+    return Done(loss, parts[0].penalty, targets, masks, gradient_norm)
 
 
 def _clipped(run: Run) -> Float[Tensor, ""]:
