@@ -1,23 +1,22 @@
-"""Our loader at 224 pixels against the published one, in CPU time of one thread.
+"""Our loader at 224 pixels against the published one, in seconds of the processor.
 
     python benchmarks/loader_224.py [--json] [--quick]
 
-Ours: `data.decode: full`; shards, simplejpeg, torch's antialiased resize of uint8, normalised.
-The baseline: torchvision's ImageFolder (PIL), RandomResizedCrop, ToTensor and Normalize under
-torch's DataLoader, whose worker processes are left out. Both read photos of `photos.py` from the
-page cache and give normalised float batches of 64; crops of the same box agree to 50 dB or
-more.
+Ours: `data.decode: full`; shards, simplejpeg, torch's antialiased resize of uint8, normalised; one
+thread decodes. The baseline: torchvision's ImageFolder (PIL), RandomResizedCrop, ToTensor and
+Normalize under torch's DataLoader with one worker process. Both read photos of `photos.py` from
+the page cache and give normalised float batches of 64; crops of the same box agree to 50 dB or
+more. `without_workers` is both in one thread of one process.
 `of_decode` is the pace up to the uint8 batch over simplejpeg's alone: what is left to gain.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import torch
 from harness import Result, arguments, compare, tell
-from loaders import LEAST_DB, Spread, closeness, official, ours, pure_decode
+from loaders import LEAST_DB, Spread, closeness, cpu_seconds, official, ours, pure_decode
 from photos import photos
 
 SIDE = 224
@@ -35,17 +34,20 @@ def measure(number: int, rounds: int) -> tuple[list[Result], Spread]:
     """Ours over the baseline's pace, ours over the decoder's; the PSNR (dB)."""
     folder = photos(number)
     psnr_db = closeness(folder, SIDE, "full", min(number, 64))
-    baseline, uint8 = official(folder, SIDE), ours(folder, SIDE, normalise=False)
     pace = compare(
-        "loader_224", baseline, ours(folder, SIDE), rounds, floor=1.7, aim=2.1,
-        clock=time.process_time,
+        "loader_224", official(folder, SIDE), ours(folder, SIDE), rounds,
+        floor=1.7, aim=2.1, clock=cpu_seconds,
     )  # fmt: skip
+    alone = compare(
+        "without_workers", official(folder, SIDE, workers=0), ours(folder, SIDE, threads=0),
+        rounds, clock=cpu_seconds,
+    )  # fmt: skip
+    uint8 = ours(folder, SIDE, normalise=False, threads=0)
     of_decode = compare(
-        "of_decode", pure_decode(folder), uint8, rounds, floor=0.55, aim=0.65,
-        clock=time.process_time,
-    )  # fmt: skip
+        "of_decode", pure_decode(folder), uint8, rounds, floor=0.55, aim=0.65, clock=cpu_seconds
+    )
     same = psnr_db["min"] >= LEAST_DB
-    return [replace(pace, passed=pace.passed and same), of_decode], psnr_db
+    return [replace(pace, passed=pace.passed and same), of_decode, alone], psnr_db
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""Our loader at 96 pixels, full and scaled, against the published one, in CPU time of one thread.
+"""Our loader at 96 pixels, full and scaled, against the published one, in seconds of the processor.
 
     python benchmarks/loader_96.py [--json] [--quick]
 
 Sides and baseline are those of `loader_224.py`. The document's own ratio is that of
 `data.decode: scaled`, whose crops agree to 30 dB in the median (`psnr_db`); that of `full`, which
-agrees to 50 dB or more, is among the cases.
+agrees to 50 dB or more, is among the cases, and both without workers.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import torch
 from harness import Result, arguments, compare, tell
-from loaders import LEAST_DB, Spread, closeness, official, ours
+from loaders import LEAST_DB, Spread, closeness, cpu_seconds, official, ours
 from photos import photos
 
 SIDE = 96
@@ -32,21 +31,24 @@ def measure(number: int, rounds: int) -> tuple[list[Result], Spread]:
     """The pace of the scaled loader over the baseline's, that of the full one; the PSNR (dB)."""
     folder = photos(number)
     scaled, full = (closeness(folder, SIDE, how, min(number, 64)) for how in ("scaled", "full"))
-    baseline = official(folder, SIDE)
+    as_used = official(folder, SIDE), 1
+    alone = official(folder, SIDE, workers=0), 0
     paces = [
         compare(
-            name, baseline, ours(folder, SIDE, decode), rounds, floor=floor, aim=aim,
-            clock=time.process_time,
+            name, baseline, ours(folder, SIDE, decode, threads=threads), rounds,
+            floor=floor, aim=aim, clock=cpu_seconds,
         )
-        for name, decode, floor, aim in (
-            ("loader_96", "scaled", 2.2, 2.7),
-            ("full", "full", 1.8, None),
+        for name, decode, floor, aim, (baseline, threads) in (
+            ("loader_96", "scaled", 2.2, 2.7, as_used),
+            ("full", "full", 1.8, None, as_used),
+            ("scaled_without_workers", "scaled", None, None, alone),
+            ("full_without_workers", "full", None, None, alone),
         )
     ]  # fmt: skip
     near, same = scaled["median"] >= 30, full["min"] >= LEAST_DB
+    held = (near, same, near, same)
     return [
-        replace(paces[0], passed=paces[0].passed and near),
-        replace(paces[1], passed=paces[1].passed and same),
+        replace(pace, passed=pace.passed and holds) for pace, holds in zip(paces, held, strict=True)
     ], scaled
 
 

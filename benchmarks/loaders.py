@@ -1,10 +1,16 @@
-"""Ways from photos on disk to batches, for the benchmarks of the loader; one thread each.
+"""Ways from photos on disk to batches, for the benchmarks of the loader.
 
-A way is a function without arguments that goes once through all photos, in batches of BATCH.
+A way is a function without arguments that goes once through all photos, in batches of BATCH, and
+decodes in one thread. As they are used, the published loader decodes in a worker process and hands
+batches over in shared memory, ours decodes in a thread; `cpu_seconds` counts both. Without workers,
+both decode where the batches are asked for.
 """
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,13 +35,24 @@ CROP_SCALE = (0.3, 1.0)
 LEAST_DB = 50  # crops of the same box that are decoded in full agree to so much
 Way = Callable[[], object]
 Spread = dict[str, float]
+LIBC = ctypes.CDLL(None)
 
 
-def official(folder: Path, side: int) -> Way:
+def cpu_seconds() -> float:
+    """Of the processor, that this process and its children have taken."""
+    clock, children = ctypes.c_int(), 0.0
+    for child in multiprocessing.active_children():
+        # POSIX's, which Python has of threads alone; times(2) counts hundredths of a second.
+        if child.pid and not LIBC.clock_getcpuclockid(child.pid, ctypes.byref(clock)):
+            children += time.clock_gettime(clock.value)
+    return time.process_time() + children
+
+
+def official(folder: Path, side: int, workers: int = 1) -> Way:
     """The published input pipeline without flip, grey and blur: I-JEPA's.
 
     torchvision's ImageFolder (PIL decodes), RandomResizedCrop, ToTensor, Normalize; torch's
-    DataLoader, here in this process.
+    DataLoader, whose worker stays from one pass to the next.
     """
     steps = [
         transforms.RandomResizedCrop(side, scale=CROP_SCALE),
@@ -43,17 +60,20 @@ def official(folder: Path, side: int) -> Way:
         transforms.Normalize(loader.MEAN, loader.STD),
     ]
     files = ImageFolder(folder / "files", transforms.Compose(steps))
-    feed = DataLoader(files, BATCH, shuffle=True)
+    options = {"persistent_workers": True, "multiprocessing_context": "spawn"} if workers else {}
+    feed = DataLoader(files, BATCH, shuffle=True, num_workers=workers, **options)
     return lambda: [len(images) for images, _ in feed]
 
 
-def ours(folder: Path, side: int, decode: str = "full", normalise: bool = True) -> Way:
+def ours(
+    folder: Path, side: int, decode: str = "full", normalise: bool = True, threads: int = 1
+) -> Way:
     """Our loader: shards, simplejpeg, torch's antialiased resize of uint8, `normalise` a batch.
 
     As in a set too large to be kept in memory: every image is decoded anew.
     """
     shards = opened(folder)
-    data = spec(side, decode, loader_threads=0)
+    data = spec(side, decode, loader_threads=threads)
     plan = Plan(shards.counts, min(BATCH, len(shards)), seed=0)
     loader.KEEP_BYTES = 0
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import harness
 import loader_96
 import loader_224
+import loaders
 import photos
 import tar
 
@@ -38,15 +41,35 @@ def test_photos_are_jpegs_of_the_size_of_imagenets() -> None:
 
 def test_both_sides_give_the_same_pixels_at_224() -> None:
     results, psnr_db = loader_224.measure(4, rounds=2)
-    assert [result.name for result in results] == ["loader_224", "of_decode"]
+    assert [result.name for result in results] == ["loader_224", "of_decode", "without_workers"]
     assert psnr_db["min"] > 50
     assert results[0].ratio > 0
 
 
 def test_scaled_crops_are_near_at_96() -> None:
     results, psnr_db = loader_96.measure(4, rounds=2)
-    assert [result.name for result in results] == ["loader_96", "full"]
+    assert [result.name for result in results] == [
+        "loader_96", "full", "scaled_without_workers", "full_without_workers"
+    ]  # fmt: skip
     assert 25 < psnr_db["min"] <= psnr_db["median"] < 50, "they are near, not the same"
+
+
+def test_what_a_child_takes_counts() -> None:
+    before, own, deadline = loaders.cpu_seconds(), time.process_time(), time.monotonic() + 60
+    child = multiprocessing.get_context("spawn").Process(target=_count_for_ever)
+    child.start()
+    try:
+        while loaders.cpu_seconds() - before < 0.5 + time.process_time() - own:
+            assert time.monotonic() < deadline, "the child's time was not counted"
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.join()
+
+
+def _count_for_ever() -> None:
+    while True:
+        pass
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's
