@@ -78,8 +78,8 @@ class ComputeSpec(Spec):
     """Parts that a worker's images of a step are computed in, one after another: less memory for
     activations, the same step up to rounding. Default 1."""
     activation_checkpointing: bool = False
-    """Compute the blocks' activations again on the way back instead of keeping them: about a
-    fifth more operations, the same gradients. Default false."""
+    """Compute the blocks' activations again on the way back instead of keeping them: a tenth
+    to a fifth more operations, the same gradients. Default false."""
     max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Restarts after failures of one kind, as lost workers or nodes; 0: none at all. Default 3."""
     hang_timeout_s: float | None = Field(default=900, ge=1, le=1_000_000)
