@@ -93,10 +93,12 @@ def bar(one: dict[str, Any]) -> str:
             f"{one['seconds_beyond']:g} s [{low:g}, {high:g}]; at most {one['at_most']}: {verdict}"
         )
     floor, most = one["floor"], one["at_most"]
-    bound = f"at most {most:g}" if floor is None else f"at least {floor:g}"
-    aim = "" if one["aim"] is None else f" (aim {one['aim']:g})"
     digits = 2 if one["ratio"] >= 0.1 else 4
     ratio, low, high = (f"{value:.{digits}f}" for value in (one["ratio"], low, high))
+    if floor is None and most is None:
+        return f"{ratio} [{low}, {high}]"
+    bound = f"at most {most:g}" if floor is None else f"at least {floor:g}"
+    aim = "" if one["aim"] is None else f" (aim {one['aim']:g})"
     return f"{ratio} [{low}, {high}]; {bound}{aim}: {verdict}"
 
 

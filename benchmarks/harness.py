@@ -82,6 +82,8 @@ def tell(name: str, results: Sequence[Result], **also: Any) -> None:
         for result in results:
             low, high = result.quartiles
             verdict = "passed" if result.passed else "FAILED"
+            if result.floor is None and result.at_most is None:
+                verdict = ""
             print(f"{result.name:40} {result.ratio:6.2f} [{low:.2f}, {high:.2f}] {verdict}")
     sys.exit(not all(result.passed for result in results))
 

@@ -73,12 +73,14 @@ def test_the_page_shows_few_cases_one_by_one(modules: Any) -> None:
     results = [
         harness.Result("step", 1.25, (1.2, 1.3), 1.15, 1.3, None, True),
         harness.Result("utilisation", 0.45, (0.44, 0.46), 0.5, 0.6, None, False),
+        harness.Result("beside", 1.1, (1.0, 1.2), None, None, None, True),
     ]
     step = {**asdict(results[1]), "name": "step", "cases": [asdict(one) for one in results]}
     metrics = asdict(harness.Result("metrics", 0.0031, (0.003, 0.004), None, None, 0.02, True))
     page = bench.page("2026-01-01", [0.1], [step, metrics])
     assert "| step | 1.25 [1.20, 1.30]; at least 1.15 (aim 1.3): passed |" in page
     assert "| step: utilisation | 0.45 [0.44, 0.46]; at least 0.5 (aim 0.6): **missed** |" in page
+    assert "| step: beside | 1.10 [1.00, 1.20] |" in page
     assert "| metrics | 0.0031 [0.0030, 0.0040]; at most 0.02: passed |" in page
-    many = {**step, "cases": step["cases"] * 3}
+    many = {**step, "cases": step["cases"] * 2}
     assert bench.page("2026-01-01", [0.1], [many]).count("| step |") == 1
