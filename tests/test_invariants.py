@@ -31,6 +31,11 @@ class Mutation(NamedTuple):
     breaks: tuple[int, ...]
 
 
+AVERAGED = (
+    "    if run.averages:\n"
+    "        for pairs in side_by_side(run.student, run.target, run.model.encoder):\n"
+    "            update_ema(pairs, run.schedules.momentum(run.step))\n"
+)
 MUTATIONS = {
     "variance for std": Mutation(
         "trainers/stoplab_trainers/model/positions.py",
@@ -54,11 +59,8 @@ MUTATIONS = {
     ),
     "EMA before step": Mutation(
         "trainers/stoplab_trainers/step.py",
-        "    run.optimizer.step()\n    if run.averages:\n        with whole(run.student):\n"
-        "            update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n",
-        "    if run.averages:\n        with whole(run.student):\n"
-        "            update_ema(run.target, run.model.encoder, run.schedules.momentum(run.step))\n"
-        "    run.optimizer.step()\n",
+        f"    run.optimizer.step()\n{AVERAGED}",
+        f"{AVERAGED}    run.optimizer.step()\n",
         (19,),
     ),
     "prefix truncation": Mutation(
