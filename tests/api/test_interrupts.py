@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -35,15 +35,28 @@ def interrupted(begin: Callable[[], object]) -> None:
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A request to end, which is not ignored, as it is of tests that run under `nohup`."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_request_interrupts(number: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted(lambda: os.kill(os.getpid(), number))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_that_comes_in_a_destructor_is_not_lost(number: int) -> None:
     before = sys.unraisablehook, signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         interrupted(lambda: Dying(number) and None)
     assert (sys.unraisablehook, signal.getsignal(number)) == before
+
+
+def test_what_was_ignored_stays_so(number: int) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    with interruptible():
+        os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_IGN
