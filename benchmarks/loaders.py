@@ -48,7 +48,7 @@ def cpu_seconds() -> float:
     return time.process_time() + children
 
 
-def official(folder: Path, side: int, workers: int = 1) -> Way:
+def official(folder: Path, side: int, workers: int = 0) -> Way:
     """The published input pipeline without flip, grey and blur: I-JEPA's.
 
     torchvision's ImageFolder (PIL decodes), RandomResizedCrop, ToTensor, Normalize; torch's
@@ -66,7 +66,7 @@ def official(folder: Path, side: int, workers: int = 1) -> Way:
 
 
 def ours(
-    folder: Path, side: int, decode: str = "full", normalise: bool = True, threads: int = 1
+    folder: Path, side: int, decode: str = "full", normalise: bool = True, threads: int = 0
 ) -> Way:
     """Our loader: shards, simplejpeg, torch's antialiased resize of uint8, `normalise` a batch.
 

@@ -41,7 +41,7 @@ def test_photos_are_jpegs_of_the_size_of_imagenets() -> None:
 
 def test_both_sides_give_the_same_pixels_at_224() -> None:
     results, psnr_db = loader_224.measure(4, rounds=2)
-    assert [result.name for result in results] == ["loader_224", "of_decode", "without_workers"]
+    assert [result.name for result in results] == ["loader_224", "of_decode", "as_used"]
     assert psnr_db["min"] > 50
     assert results[0].ratio > 0
 
@@ -49,7 +49,7 @@ def test_both_sides_give_the_same_pixels_at_224() -> None:
 def test_scaled_crops_are_near_at_96() -> None:
     results, psnr_db = loader_96.measure(4, rounds=2)
     assert [result.name for result in results] == [
-        "loader_96", "full", "scaled_without_workers", "full_without_workers"
+        "loader_96", "full", "scaled_as_used", "full_as_used"
     ]  # fmt: skip
     assert 25 < psnr_db["min"] <= psnr_db["median"] < 50, "they are near, not the same"
 

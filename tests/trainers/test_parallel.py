@@ -196,9 +196,11 @@ def test_parts_train_the_same_weights_up_to_rounding(
     found: dict[str, Any], name: str, like: str
 ) -> None:
     """A key's bias has no gradient, and Adam steps by the sign of what rounding leaves of it."""
-    for part in ("model", "target", "optimizer"):
+    for part in ("model", "target", "optimizer", "record"):
         one, other = found[like]["state"][part], found[name]["state"][part]
         assert furthest(one, other) < 1e-5, part
+    assert (found[name]["sharded"] > 0) == name.startswith("fsdp")
+    assert found[like]["sharded"] == 0
     assert found[like]["losses"] == pytest.approx(found[name]["losses"], abs=1e-6)
 
 
