@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TextIO
 from uuid import uuid4
@@ -94,7 +95,7 @@ def make_room(cache: Path, file: BinaryIO, size: int, budget: int | None) -> Non
     Beyond the budget nothing is refused, only told: who asks has looked at the start whether its
     own shards fit, and what else is there may go later.
     """
-    _remove_old_drafts(cache)
+    _remove_old_drafts(cache, int(time.time() // DRAFT_S))
     if budget is None:
         return
     with locked(cache / "room"):
@@ -119,7 +120,9 @@ class _Entry:
     is_being_made: bool
 
 
-def _remove_old_drafts(cache: Path) -> None:
+@lru_cache(maxsize=8)
+def _remove_old_drafts(cache: Path, _hour: int) -> None:
+    """Once an hour: it walks the whole cache, which before each copy would take too long."""
     young = time.time() - DRAFT_S
     for kind in COPIES:
         for path in (cache / kind).glob("**/.*"):
