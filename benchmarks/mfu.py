@@ -25,6 +25,7 @@ from runs import on_this_device, published_spec
 from stoplab_platform.cost import step_flops
 from stoplab_trainers.data.loader import Batch
 from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.graphs import PLAIN_CALLS
 from stoplab_trainers.hardware import SIDE, precision, wait_for
 from stoplab_trainers.loop import Run
 from stoplab_trainers.masking import draw_masks
@@ -76,6 +77,8 @@ def mfu(name: str, folder: Path, quick: bool, profile: Path | None = None) -> Re
     """One model's."""
     config, batch_size, floor, aim = CASES[name]
     steps = Steps(config, batch_size, folder, quick)
+    for _ in range(1 if quick else PLAIN_CALLS + 1):  # after which all sizes have a graph
+        steps()
     device, count = steps.run.world.device, QUICK_PRODUCTS if quick else PRODUCTS
     side, dtype = SIDE[device.type], DTYPES[precision(steps.run.spec, device)]
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

@@ -77,3 +77,8 @@ def test_half_precision_and_small_products_stay_torchs_own(monkeypatch: pytest.M
     for out in (small, half):
         assert out.grad_fn is not None
         assert "OneDnn" not in out.grad_fn.name()
+
+
+def test_attention_is_not_cudnns() -> None:
+    """Whose backward pass can give gradients that are no number."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

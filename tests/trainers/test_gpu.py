@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from stoplab_trainers import checkpoint
+from stoplab_trainers import checkpoint, graphs
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.hardware import matrix_rate, precision
 from stoplab_trainers.loop import Run, World, _feed, steps
@@ -31,6 +31,7 @@ pytestmark = [
 GPU = World(device=torch.device("cuda", 0))
 PLAIN: dict[str, Any] = {"compute__precision": "fp32", "compute__compile": "off"}
 DEEP: dict[str, Any] = {"model__depth": 2, "model__predictor__depth": 2}
+A_PENALTY = {"norm": "l2", "weight": 1e-3}
 PROTOCOLS = [
     {"kind": "knn", "every_epochs": 1},
     {"kind": "linear"},
@@ -108,9 +109,10 @@ def test_nothing_is_compiled_again_and_again(digits: ShardSet) -> None:
 def test_steps_between_logged_ones_wait_for_no_gpu(digits: ShardSet) -> None:
     run = on_gpu(digits)
     feed = _feed(run)
-    for _ in range(12):  # compilation may wait
+    for _ in range(30):  # to compile, and to make a graph, may wait
         run.step += 1
         train_step(run, next(feed))
+    assert run.graphs
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
@@ -166,6 +168,48 @@ def test_a_whole_run_under_every_protocol(tmp_path: Path) -> None:
         ]
         assert found, kind
         assert all(0 < value <= 1 for value in found), kind
+
+
+def metrics(run: Run) -> list[dict[str, float]]:
+    """Of all its steps, without what a clock gives."""
+    timed = ("train/samples_per_s", "train/mfu")
+    return [
+        {name: value for name, value in report.metrics.items() if name not in timed}
+        for report in steps(run)
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"compute__accumulate": 2},
+        {"positions__noise_on": "both", "optim__clip_grad": 0.5, "optim__a_penalty": A_PENALTY},
+        {"compute__activation_checkpointing": True},
+    ],
+    ids=["plain", "in parts", "noise and penalty", "recomputed"],
+)
+def test_graphs_change_no_number(digits: ShardSet, changes: dict[str, Any]) -> None:
+    exact = {**PLAIN, "compute__compile": "on", **changes}
+    run, plain = on_gpu(digits, **exact), on_gpu(digits, **exact)
+    plain.graphs = None
+    here, wanted = metrics(run), metrics(plain)
+    assert run.graphs
+    assert len(here) == len(wanted) == 38
+    for one, other in zip(here, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    for trained, other_trained in zip(run.weights, plain.weights, strict=True):
+        torch.testing.assert_close(trained, other_trained, atol=1e-4, rtol=1e-3)
+
+
+def test_without_room_there_are_no_graphs(
+    monkeypatch: pytest.MonkeyPatch, digits: ShardSet
+) -> None:
+    monkeypatch.setattr(graphs, "has_room", lambda: False)
+    run = on_gpu(digits)
+    losses(run, 20)
+    assert run.graphs is not None
+    assert len(run.graphs) == 0
 
 
 def test_the_rate_of_matrix_products_is_this_gpus() -> None:

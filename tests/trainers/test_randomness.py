@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stoplab_platform.randomness import Stream, row_keys, uniforms
-from stoplab_trainers.randomness import NO_NOISE, draw_noise, normal, random_bits
+from stoplab_trainers.randomness import NO_NOISE, counters, draw_noise, normal, random_bits
 from support_runs import tiny
 
 
@@ -22,16 +22,22 @@ def keys(count: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(drawn.view(np.int64))
 
 
+def numbers(keys: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    words = counters((math.prod(shape) + 1) // 2, keys.device)
+    return normal(keys, words, shape)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 40))
 def test_words_are_those_of_the_platform(seed: int, count: int) -> None:
     drawn = row_keys(seed, Stream.NOISE, rows=np.arange(5))
-    bits = random_bits(torch.from_numpy(drawn.view(np.int64)), count).numpy().view(np.uint64)
+    words = counters(count, torch.device("cpu"))
+    bits = random_bits(torch.from_numpy(drawn.view(np.int64)), words).numpy().view(np.uint64)
     assert ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 == uniforms(drawn, count)).all()
 
 
 def test_draws_are_standard_normal() -> None:
-    values = normal(keys(512), (40, 25)).double().flatten()
+    values = numbers(keys(512), (40, 25)).double().flatten()
     assert values.isfinite().all()
     assert stats.kstest(values.numpy(), "norm").pvalue > 1e-3
     count = len(values)
@@ -41,7 +47,7 @@ def test_draws_are_standard_normal() -> None:
 
 
 def test_the_two_of_a_pair_and_neighbours_are_uncorrelated() -> None:
-    values = normal(keys(20_000), (4,)).double()
+    values = numbers(keys(20_000), (4,)).double()
     table = torch.corrcoef(values.T) - torch.eye(4)
     rows = torch.corrcoef(torch.stack([values[:-1].flatten(), values[1:].flatten()]))[0, 1]
     limit = 5 / len(values) ** 0.5
@@ -53,8 +59,8 @@ def test_the_two_of_a_pair_and_neighbours_are_uncorrelated() -> None:
 
 def test_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     words = torch.tensor([[0, -1, 2**63 - 1, -(2**63)]])
-    monkeypatch.setattr("stoplab_trainers.randomness.random_bits", lambda keys, count: words)
-    values = normal(torch.zeros(1, dtype=torch.int64), (8,))
+    monkeypatch.setattr("stoplab_trainers.randomness.random_bits", lambda keys, counters: words)
+    values = numbers(torch.zeros(1, dtype=torch.int64), (8,))
     assert values.isfinite().all()
     assert values.abs().max() < 7
 
@@ -62,12 +68,12 @@ def test_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> N
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 9))
 def test_shape_and_split_change_no_number(shape: list[int], cut: int) -> None:
-    whole = normal(keys(10), tuple(shape))
+    whole = numbers(keys(10), tuple(shape))
     assert whole.shape == (10, *shape)
     assert whole.dtype == torch.float32
-    flat = normal(keys(10), (math.prod(shape),))
+    flat = numbers(keys(10), (math.prod(shape),))
     assert torch.equal(whole.flatten(1), flat)
-    parts = [normal(part, tuple(shape)) for part in (keys(10)[:cut], keys(10)[cut:])]
+    parts = [numbers(part, tuple(shape)) for part in (keys(10)[:cut], keys(10)[cut:])]
     assert torch.equal(torch.cat(parts), whole)
 
 

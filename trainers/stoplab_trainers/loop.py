@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from stoplab_platform.specs import RunSpec
+from stoplab_platform.specs.objective import PluginObjective
+from stoplab_platform.specs.positions import PluginPositions
 from stoplab_trainers.data.bad import BadSamples
 from stoplab_trainers.data.loader import Batch, batches
 from stoplab_trainers.data.plan import Plan, share
 from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.graphs import Graphs
 from stoplab_trainers.hardware import compiles
 from stoplab_trainers.measure import Pace, measure
 from stoplab_trainers.model.jepa import Jepa
@@ -100,6 +103,7 @@ class Run:
         self.optimizer = build_optimizer(self.model, optim)
         self.schedules = Schedules(optim, self.plan.steps_per_epoch)
         self.images: Tensor | None = None  # the last ones seen, whose memory the next ones take
+        self.graphs = Graphs(self.weights) if self._takes_graphs() else None
         self.step = 0
         end = (until_epoch or optim.epochs) * self.plan.steps_per_epoch
         self.last_step = min(end, self.total_steps)
@@ -157,6 +161,15 @@ class Run:
                 for block in blocks(self.target):
                     block.compile()
         return distributed(self.model, spec.compute.strategy, world.size, world.device)
+
+    def _takes_graphs(self) -> bool:
+        """One worker's passes on a GPU do; a plug-in's may do what a graph cannot hold."""
+        spec, device = self.spec, self.world.device
+        foreign = isinstance(spec.objective, PluginObjective) or isinstance(
+            spec.positions, PluginPositions
+        )
+        alone = device.type == "cuda" and self.world.size == 1
+        return alone and compiles(spec, device) and not foreign
 
 
 def train(run: Run, hooks: Sequence[Callable[[Run, StepReport], None]]) -> None:

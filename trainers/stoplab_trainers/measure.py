@@ -44,7 +44,7 @@ def measure(run: Run, done: Done) -> dict[str, float]:
         "train/grad_norm": float(done.gradient_norm),
         "mask/context_tokens": float(masks.context.shape[1]),
         "mask/effective_ratio": float(_covered(masks, run.spec.grid**2).float().mean()),
-        **position_stats(run.model, run.spec, run.model.seen),
+        **position_stats(run.model, run.spec, done.features),
     }
     if run.averages:
         metrics["train/ema"] = run.schedules.momentum(run.step)

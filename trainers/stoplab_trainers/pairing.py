@@ -101,9 +101,10 @@ def _crops(run: Run, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _of_all_ranks(told: bytes, world: World) -> list[torch.Tensor]:
-    own = torch.frombuffer(bytearray(told), dtype=torch.uint8).to(world.device)
-    if world.size == 1:
+    own = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+    if world.size == 1:  # a GPU has no part in it, and would be waited for
         return [own]
+    own = own.to(world.device)
     found = [torch.empty_like(own) for _ in range(world.size)]
     dist.all_gather(found, own)
     return found

@@ -31,6 +31,13 @@ class Noise(NamedTuple):
     context: Float[Tensor, "b k noise"] | None
 
 
+class NoiseKeys(NamedTuple):
+    """Of the rows' streams; None where the positions take no noise."""
+
+    masked: Int64[Tensor, " row"] | None
+    context: Int64[Tensor, " row"] | None
+
+
 NO_NOISE = Noise(None, None)
 
 
@@ -47,20 +54,39 @@ def draw_noise(
 
     Predictor width for covariance `identity`. Tokens, blocks and images all get their own.
     """
+    keys = noise_keys(spec, step, rows, device)
+    return noise_of(spec, keys, num_context, num_blocks, num_target)
+
+
+def noise_keys(spec: RunSpec, step: int, rows: slice, device: torch.device | str) -> NoiseKeys:
+    """What the noise of a step's ``rows`` is a function of."""
     positions = spec.positions
-    if positions.noise_std == 0:
-        return NO_NOISE
-    narrow = positions.noise_in == "predictor"
-    width = spec.model.predictor.width if narrow else spec.model.sizes().width
-    drawn = compiled_normal() if compiles(spec, torch.device(device)) else normal
     masked = context = None
-    if positions.noise_on != "context":
-        keys = row_keys(spec, step, rows, MASKED, device)
-        masked = drawn(keys, (num_blocks, num_target, width))
-    if positions.noise_on != "masked":
-        keys = row_keys(spec, step, rows, CONTEXT, device)
-        context = drawn(keys, (num_context, width))
-    return Noise(masked, context)
+    if positions.noise_std != 0 and positions.noise_on != "context":
+        masked = row_keys(spec, step, rows, MASKED, device)
+    if positions.noise_std != 0 and positions.noise_on != "masked":
+        context = row_keys(spec, step, rows, CONTEXT, device)
+    return NoiseKeys(masked, context)
+
+
+def noise_of(
+    spec: RunSpec, keys: NoiseKeys, num_context: int, num_blocks: int, num_target: int
+) -> Noise:
+    """Unit noise by its keys, where they lie."""
+    narrow = spec.positions.noise_in == "predictor"
+    width = spec.model.predictor.width if narrow else spec.model.sizes().width
+    shapes = (num_blocks, num_target, width), (num_context, width)
+    return Noise(*(_drawn(spec, own, shape) for own, shape in zip(keys, shapes, strict=True)))
+
+
+def _drawn(
+    spec: RunSpec, keys: Int64[Tensor, " row"] | None, shape: tuple[int, ...]
+) -> Float[Tensor, "row ..."] | None:
+    if keys is None:
+        return None
+    words = (math.prod(shape) + 1) // 2
+    drawn = compiled_normal() if compiles(spec, keys.device) else normal
+    return drawn(keys, counters(words, keys.device), shape)
 
 
 def row_keys(
@@ -72,31 +98,42 @@ def row_keys(
     return sent(torch.from_numpy(keys.view(np.int64)), torch.device(device))
 
 
-def normal(keys: Int64[Tensor, " row"], shape: tuple[int, ...]) -> Float[Tensor, "row ..."]:
-    """Standard normals in fp32, ``shape`` of them a row, by Box and Muller."""
-    count = math.prod(shape)
-    bits = random_bits(keys, (count + 1) // 2)
+def normal(
+    keys: Int64[Tensor, " row"], counters: Int64[Tensor, " word"], shape: tuple[int, ...]
+) -> Float[Tensor, "row ..."]:
+    """Standard normals in fp32, ``shape`` of them a row, by Box and Muller: two of each word."""
+    bits = random_bits(keys, counters)
     high = ((bits >> 32) & 0xFFFFFFFF).float()
     low = (bits & 0xFFFFFFFF).float()
     radius = torch.sqrt(-2.0 * torch.log((high + 0.5) * 2.0**-32))
     angle = low * (2.0 * math.pi * 2.0**-32)
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=2)
-    return pairs.flatten(1)[:, :count].reshape(len(keys), *shape)
+    return pairs.flatten(1)[:, : math.prod(shape)].reshape(len(keys), *shape)
 
 
 @cache
-def compiled_normal() -> Callable[[Int64[Tensor, " row"], tuple[int, ...]], Tensor]:
+def compiled_normal() -> Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]:
     """`normal` as one kernel: thirty small ones would each read and write all of its memory."""
     return torch.compile(normal, dynamic=True)
 
 
-def random_bits(keys: Int64[Tensor, " row"], count: int) -> Int64[Tensor, "row count"]:
-    """The first ``count`` 64-bit words of each row's stream (as stoplab_platform draws them)."""
-    counters = torch.arange(1, count + 1, device=keys.device) * _signed(randomness.GAMMA)
+def random_bits(
+    keys: Int64[Tensor, " row"], counters: Int64[Tensor, " word"]
+) -> Int64[Tensor, "row word"]:
+    """The first 64-bit words of each row's stream (as stoplab_platform draws them)."""
     value = keys[:, None] + counters
     value = (value ^ _shift(value, 30)) * _signed(randomness.MIX_1)
     value = (value ^ _shift(value, 27)) * _signed(randomness.MIX_2)
     return value ^ _shift(value, 31)
+
+
+def counters(count: int, device: torch.device) -> Int64[Tensor, " count"]:
+    """What the first words of all streams count by.
+
+    Not in what is compiled: there a range is an index, for which Triton takes 32 bits where they
+    suffice, and GAMMA does not fit into them.
+    """
+    return torch.arange(1, count + 1, device=device) * _signed(randomness.GAMMA)
 
 
 def _signed(word: int) -> int:

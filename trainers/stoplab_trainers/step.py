@@ -7,10 +7,11 @@ there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,7 +22,7 @@ from stoplab_trainers.loss import penalty
 from stoplab_trainers.masking import TensorMasks, draw_masks
 from stoplab_trainers.optim import set_step, update_ema
 from stoplab_trainers.parallel import full, gradients_summed, side_by_side
-from stoplab_trainers.randomness import draw_noise
+from stoplab_trainers.randomness import NoiseKeys, noise_keys, noise_of
 
 if TYPE_CHECKING:  # the loop imports this module
     from stoplab_trainers.loop import Run
@@ -35,6 +36,8 @@ class Done(NamedTuple):
     penalty: Float[Tensor, ""] | None
     targets: list[Float[Tensor, "_ block n d"]]
     """Of each part that the step was computed in."""
+    features: Float[Tensor, "_ k d"]
+    """What the student's encoder made of the last part's context."""
     masks: TensorMasks
     """Of this rank's images, on the CPU."""
     gradient_norm: Float[Tensor, ""]
@@ -46,6 +49,7 @@ class _Part(NamedTuple):
     loss: Float[Tensor, ""]
     penalty: Float[Tensor, ""] | None
     targets: Float[Tensor, "b block n d"]
+    features: Float[Tensor, "b k d"]
 
 
 def train_step(run: Run, batch: Batch) -> Done:
@@ -64,7 +68,7 @@ def train_step(run: Run, batch: Batch) -> Done:
     # A gradient that is no number has broken the weights of all ranks; a loss, its own rank's.
     run.finite.logical_and_(loss.isfinite() & gradient_norm.isfinite())
     targets = [part.targets for part in parts]
-    return Done(loss, parts[0].penalty, targets, masks, gradient_norm)
+    return Done(loss, parts[0].penalty, targets, parts[-1].features, masks, gradient_norm)
 
 
 def _clipped(run: Run) -> Float[Tensor, ""]:
@@ -92,21 +96,38 @@ def _accumulate(run: Run, batch: Batch, masks: TensorMasks, part: int) -> _Part:
     """Add the gradient of one part of this rank's images; the last one sums over the ranks."""
     spec, device, num_parts = run.spec, run.world.device, run.num_parts
     own = share(len(batch.images), part, num_parts)
-    masks = masks.rows(own).to(device)
-    _, num_context = masks.context.shape
-    _, num_blocks, num_target = masks.targets.shape
     rows = slice(run.rows.start + own.start, run.rows.start + own.stop)
-    noise = draw_noise(spec, batch.step, rows, num_context, num_blocks, num_target, device)
-    images = normalise(batch.images[own].to(device, non_blocking=True), run.images)
-    run.images = images
+    images = batch.images[own].to(device, non_blocking=True)
+    keys = noise_keys(spec, batch.step, rows, device)
+    given = images, *masks.rows(own).to(device), *keys
+    if run.graphs is not None and run.graphs.ready(given):
+        return _Part(*cast(_Part, run.graphs(partial(_pass, run), given)))
     with gradients_summed(run.student, over_ranks=part == num_parts - 1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision(spec, device) == "bf16"):
-            targets = run.objective.targets(run.target, images, masks)
-            predictions = run.student(images, masks, noise)
-        loss = run.objective.loss(predictions, targets)
-        extra = None
-        if spec.optim.a_penalty:
-            extra = penalty(run.model.predictor.embed.weight, spec.optim.a_penalty)
-        total = loss if extra is None else loss + extra
-        (total / num_parts).backward()  # type: ignore[no-untyped-call]
-    return _Part(loss.detach(), None if extra is None else extra.detach(), targets)
+        return _pass(run, *given)
+
+
+def _pass(
+    run: Run,
+    pixels: UInt8[Tensor, "b 3 h w"],
+    context: Int64[Tensor, "b k"],
+    targets: Int64[Tensor, "b block n"],
+    masked_keys: Int64[Tensor, " b"] | None,
+    context_keys: Int64[Tensor, " b"] | None,
+) -> _Part:
+    """Forward and backward of some images, all of it on the device."""
+    spec, device, masks = run.spec, run.world.device, TensorMasks(context, targets)
+    _, num_blocks, num_target = targets.shape
+    keys = NoiseKeys(masked_keys, context_keys)
+    noise = noise_of(spec, keys, context.shape[1], num_blocks, num_target)
+    images = run.images = normalise(pixels, run.images)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision(spec, device) == "bf16"):
+        wanted = run.objective.targets(run.target, images, masks)
+        predictions = run.student(images, masks, noise)
+    loss = run.objective.loss(predictions, wanted)
+    extra = None
+    if spec.optim.a_penalty:
+        extra = penalty(run.model.predictor.embed.weight, spec.optim.a_penalty)
+    total = loss if extra is None else loss + extra
+    (total / run.num_parts).backward()  # type: ignore[no-untyped-call]
+    seen = run.model.seen
+    return _Part(loss.detach(), None if extra is None else extra.detach(), wanted, seen)

@@ -69,7 +69,8 @@ class ComputeSpec(Spec):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on GPUs, fp32 on CPUs. Default auto."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of the transformer blocks; `auto`: on GPUs only. Default auto."""
+    """torch.compile of the transformer blocks, and CUDA graphs of a lone GPU's passes; `auto`: on
+    GPUs only. Default auto."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """How workers share the model: `ddp`: each has all of it. `fsdp`: the student's weights,
     gradients and moments lie in shards (FSDP2), for models that fit no other way. Checkpoints and

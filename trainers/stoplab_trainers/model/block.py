@@ -14,6 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from stoplab_trainers.model.linear import linear
 
+# The backward pass of cuDNN's can give NaN where a length fills no whole tile, as those of masks
+# (NVIDIA/cudnn-frontend#160); a run in bf16 ended so.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 Asked = int | Int64[Tensor, "row m"]
 """Rows that are read after a block: so many last ones, or those of an index."""
 
