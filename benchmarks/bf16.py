@@ -19,6 +19,7 @@ from runs import on_this_device, published_spec
 
 from stoplab_trainers.data.shards import ShardSet
 from stoplab_trainers.loop import Run, steps
+from stoplab_trainers.measure import Diverged
 
 CHANGES = {
     "optim.batch_size": 128, "optim.epochs": 40, "optim.warmup_epochs": 5.0,
@@ -46,7 +47,10 @@ def losses(data: str, precision: str, quick: bool) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="stoplab-bench-") as folder:
         run = Run(spec, ShardSet.open(data, Path(folder)), on_this_device())
         run.last_step = QUICK_LOSSES if quick else LOSSES
-        return [report.metrics["train/loss"] for report in steps(run)]
+        try:
+            return [report.metrics["train/loss"] for report in steps(run)]
+        except Diverged as error:
+            raise Diverged(f"in {precision} {error}") from error
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from stoplab_trainers.hooks import Saving, Stopping
 from stoplab_trainers.loop import Run, StepReport, World, _feed, steps
 from stoplab_trainers.masking import draw_masks
 from stoplab_trainers.parallel import blocks
-from stoplab_trainers.step import _accumulate, train_step
+from stoplab_trainers.step import Done, _accumulate, train_step
 from support_runs import tiny
 
 pytestmark = pytest.mark.timeout(900)  # two more processes that import torch
@@ -42,14 +42,18 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def advance(run: Run, count: int) -> list[float]:
-    """Losses of this rank's share over the next steps."""
-    losses, feed = [], _feed(run)
+def advance(run: Run, count: int) -> list[Done]:
+    """The next steps, of this rank's share."""
+    done, feed = [], _feed(run)
     for _ in range(count):
         run.step += 1
-        losses.append(float(train_step(run, next(feed)).loss))
+        done.append(train_step(run, next(feed)))
     feed.close()  # type: ignore[attr-defined]
-    return losses
+    return done
+
+
+def losses(done: list[Done]) -> list[float]:
+    return [float(one.loss) for one in done]
 
 
 def from_first(state: dict[str, Any], rank: int) -> dict[str, Any]:
@@ -103,20 +107,20 @@ def one_of_two(rank: int, folder: Path) -> None:
     shards, found = ShardSet.open("digits", folder / "cache"), {}
     for name, changes in WAYS.items():
         run = Run(tiny(compute__workers=2, **CHANGES, **changes), shards, World(rank, 2))
-        losses = advance(run, STEPS)
+        done = advance(run, STEPS)
         state = from_first(copy.deepcopy(run.state()), rank)  # the next step changes it in place
         found[name] = {
-            "losses": losses,
+            "losses": losses(done),
             "state": state,
-            "stats": position_stats(run.model, run.spec, run.model.seen) if rank == 0 else {},
+            "stats": position_stats(run.model, run.spec, done[-1].features) if rank == 0 else {},
             "sharded": sum(isinstance(p, DTensor) for p in run.optimizer.param_groups[0]["params"]),
         }
         # Each goes on from the other's: what copies have saved in shards, and the reverse.
         other = {**changes, "compute__strategy": "ddp" if "fsdp" in name else "fsdp"}
         crossed = Run(tiny(compute__workers=2, **CHANGES, **other), shards, World(rank, 2))
         crossed.load(STEPS, copy.deepcopy(state))
-        found[name]["crossed"] = advance(crossed, 1)
-        found[name]["gone on"] = advance(run, 1)
+        found[name]["crossed"] = losses(advance(crossed, 1))
+        found[name]["gone on"] = losses(advance(run, 1))
         found[name]["after"] = copy.deepcopy(run.state()["model"])
         found[name]["has"] = has_shards(run.state())
         if name == "fsdp in parts":
@@ -257,4 +261,4 @@ def test_a_state_of_shards_is_saved_and_loaded_by_one_worker(
     alone.load(*checkpoint.load(path, identity={"run": "x"}))
     assert furthest(alone.state()["model"], state["model"]) == 0
     assert furthest(alone.state()["optimizer"], state["optimizer"]) == 0
-    assert advance(alone, 1)[0] > 0
+    assert losses(advance(alone, 1))[0] > 0

@@ -177,6 +177,7 @@ def train(run: Run, hooks: Sequence[Callable[[Run, StepReport], None]]) -> None:
     for report in steps(run):
         for hook in hooks:
             hook(run, report)
+    run.graphs = None  # what follows may need their memory
 
 
 def steps(run: Run) -> Iterator[StepReport]:

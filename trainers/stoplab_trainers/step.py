@@ -100,7 +100,7 @@ def _accumulate(run: Run, batch: Batch, masks: TensorMasks, part: int) -> _Part:
     images = batch.images[own].to(device, non_blocking=True)
     keys = noise_keys(spec, batch.step, rows, device)
     given = images, *masks.rows(own).to(device), *keys
-    if run.graphs is not None and run.graphs.ready(given):
+    if run.graphs is not None and run.graphs.take(given):
         return _Part(*cast(_Part, run.graphs(partial(_pass, run), given)))
     with gradients_summed(run.student, over_ranks=part == num_parts - 1):
         return _pass(run, *given)
@@ -130,4 +130,5 @@ def _pass(
     total = loss if extra is None else loss + extra
     (total / run.num_parts).backward()  # type: ignore[no-untyped-call]
     seen = run.model.seen
+    del run.model.seen  # a graph writes over its own
     return _Part(loss.detach(), None if extra is None else extra.detach(), wanted, seen)

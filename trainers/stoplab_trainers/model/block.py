@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from stoplab_trainers.model.linear import linear
 
-# The backward pass of cuDNN's can give NaN where a length fills no whole tile, as those of masks
-# (NVIDIA/cudnn-frontend#160); a run in bf16 ended so.
+# The backward pass of cuDNN's gives NaN on Hopper where a sequence of 64 tokens (or 192, ...) has a
+# query whose scores are all far below 0 (NVIDIA/cudnn-frontend#628, pytorch/pytorch#196678).
 torch.backends.cuda.enable_cudnn_sdp(False)
+# What was compiled with it, and lies in a cache on disk, is not this.
+torch.compiler.config.cache_key_tag += "-without-cudnn-attention"
 
 Asked = int | Int64[Tensor, "row m"]
 """Rows that are read after a block: so many last ones, or those of an index."""

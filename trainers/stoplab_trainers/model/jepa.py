@@ -25,7 +25,10 @@ class Jepa(nn.Module):
     """The student: context encoder and predictor (of MAE: encoder and decoder)."""
 
     seen: Float[Tensor, "b k d"]
-    """Context features of the last forward pass, without gradient: what A was applied to."""
+    """Context features of the last forward pass, without gradient: what A was applied to.
+
+    A step takes them away.
+    """
 
     def __init__(self, encoder: Encoder, predictor: Predictor) -> None:
         super().__init__()
