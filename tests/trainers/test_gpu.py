@@ -219,6 +219,18 @@ def test_attention_is_not_cudnns(digits: ShardSet) -> None:
     assert not any("cudnn_attention" in name for name in called)
 
 
+@pytest.mark.parametrize("count", [63, 64, 65, 192])
+def test_scores_far_below_zero_have_a_gradient(count: int) -> None:
+    """As the first number of each query times that of each key gives them: about -120."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 12, count, 64, device="cuda", dtype=torch.bfloat16)
+    query[..., 0], key[..., 0] = 1, -120 * 8
+    inputs = [part.requires_grad_() for part in (query, key, value)]
+    out = torch.nn.functional.scaled_dot_product_attention(*inputs)
+    for gradient in torch.autograd.grad(out, inputs, torch.randn_like(out)):
+        assert gradient.isfinite().all()
+
+
 def test_without_room_there_are_no_graphs(
     monkeypatch: pytest.MonkeyPatch, digits: ShardSet
 ) -> None:
