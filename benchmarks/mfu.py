@@ -5,9 +5,9 @@ python benchmarks/mfu.py [--json] [--quick] [--profile FILE]
 `vit_b16`, `vit_l16`, `vit_h14`: operations of the published step a second / those of a large
 product of normal numbers in the run's precision, both in this run. The specs are the published
 ones (trainers/configs/published) on one worker with 128 images, whose pixels lie in pinned memory;
-masks, noise, copies, optimiser and moving average are part of the step. It is of the same 20 steps
-each time, after which all have a CUDA graph. `vit_b16_256` has 256 images: the host has as much to
-do for twice as many.
+masks, noise, copies, optimiser and moving average are part of the step. The same 20 steps
+are taken again and again, and are timed when all have a CUDA graph. `vit_b16_256` has 256 images:
+the host has as much to do for twice as many.
 
 `--profile` writes what takes the time in 20 steps of ViT-B/16, by kernel of the GPU and by call of
 the host. `--quick` has a tiny encoder; without a GPU the processor takes its place.

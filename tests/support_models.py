@@ -15,6 +15,8 @@ from stoplab_trainers.objective import objective_of
 from stoplab_trainers.randomness import Noise, draw_noise
 from support_runs import tiny
 
+NO_NOISE = Noise(None, None)
+
 
 class Case(NamedTuple):
     """One batch and the model that sees it."""

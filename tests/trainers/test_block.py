@@ -80,5 +80,6 @@ def test_half_precision_and_small_products_stay_torchs_own(monkeypatch: pytest.M
 
 
 def test_attention_is_not_cudnns() -> None:
-    """Whose backward pass can give gradients that are no number."""
+    """Whose backward pass can give gradients that are no number; nor from a compiler's cache."""
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert "without-cudnn-attention" in torch.compiler.config.cache_key_tag

@@ -209,7 +209,6 @@ def test_graphs_change_no_number(digits: ShardSet, changes: dict[str, Any]) -> N
 
 
 def test_attention_is_not_cudnns(digits: ShardSet) -> None:
-    """Nor where blocks were compiled with it once, and lie in a cache."""
     run = on_gpu(digits)
     losses(run, 2)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

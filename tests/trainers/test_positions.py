@@ -11,8 +11,8 @@ from torch import Tensor
 from stoplab_trainers.masking import TensorMasks
 from stoplab_trainers.model.positions import position_step, sincos_2d
 from stoplab_trainers.model.predictor import Predictor
-from stoplab_trainers.randomness import NO_NOISE, Noise
-from support_models import inputs, predictor
+from stoplab_trainers.randomness import Noise
+from support_models import NO_NOISE, inputs, predictor
 
 
 class TestTable:

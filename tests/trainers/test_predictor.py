@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from stoplab_trainers.masking import TensorMasks
 from stoplab_trainers.model.block import Block, picked
-from stoplab_trainers.randomness import NO_NOISE, Noise
-from support_models import inputs, predictor
+from stoplab_trainers.randomness import Noise
+from support_models import NO_NOISE, inputs, predictor
 
 
 @settings(max_examples=10, deadline=None)

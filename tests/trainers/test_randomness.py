@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stoplab_platform.randomness import Stream, row_keys, uniforms
-from stoplab_trainers.randomness import NO_NOISE, counters, draw_noise, normal, random_bits
+from stoplab_trainers.randomness import counters, draw_noise, normal, random_bits
+from support_models import NO_NOISE
 from support_runs import tiny
 
 

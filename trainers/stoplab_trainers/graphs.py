@@ -18,7 +18,7 @@ PLAIN_CALLS = 5
 """Passes of a size that are computed as they are; the next one gets a graph. Capturing it takes
 about as long as so many replays save, and libraries must have chosen their kernels before."""
 MOST = 256
-"""Graphs of a process: each takes some ten megabytes of the GPU's memory."""
+"""Graphs of a run: each takes memory of the GPU beside that which they share."""
 
 Tensors = Sequence[Tensor | None]
 Key = tuple[object, ...]

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stoplab_platform.specs import RunSpec
-from stoplab_platform.specs.objective import PluginObjective
-from stoplab_platform.specs.positions import PluginPositions
+from stoplab_platform.specs.kinds import PluginSpec
 from stoplab_trainers.data.bad import BadSamples
 from stoplab_trainers.data.loader import Batch, batches
 from stoplab_trainers.data.plan import Plan, share
@@ -165,9 +164,7 @@ class Run:
     def _takes_graphs(self) -> bool:
         """One worker's passes on a GPU do; a plug-in's may do what a graph cannot hold."""
         spec, device = self.spec, self.world.device
-        foreign = isinstance(spec.objective, PluginObjective) or isinstance(
-            spec.positions, PluginPositions
-        )
+        foreign = any(isinstance(part, PluginSpec) for part in (spec.objective, spec.positions))
         alone = device.type == "cuda" and self.world.size == 1
         return alone and compiles(spec, device) and not foreign
 

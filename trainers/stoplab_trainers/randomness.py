@@ -38,9 +38,6 @@ class NoiseKeys(NamedTuple):
     context: Int64[Tensor, " row"] | None
 
 
-NO_NOISE = Noise(None, None)
-
-
 def draw_noise(
     spec: RunSpec,
     step: int,
@@ -62,9 +59,11 @@ def noise_keys(spec: RunSpec, step: int, rows: slice, device: torch.device | str
     """What the noise of a step's ``rows`` is a function of."""
     positions = spec.positions
     masked = context = None
-    if positions.noise_std != 0 and positions.noise_on != "context":
+    if positions.noise_std == 0:
+        return NoiseKeys(masked, context)
+    if positions.noise_on != "context":
         masked = row_keys(spec, step, rows, MASKED, device)
-    if positions.noise_std != 0 and positions.noise_on != "masked":
+    if positions.noise_on != "masked":
         context = row_keys(spec, step, rows, CONTEXT, device)
     return NoiseKeys(masked, context)
 
