@@ -103,12 +103,18 @@ def bar(one: dict[str, Any]) -> str:
 
 
 def hardware() -> str:
-    """The GPU's name, or the processor's where there is none."""
+    """The GPU's name, or the processor's where there is none.
+
+    With its generation: a machine that is rented often says "AMD EPYC" of any.
+    """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"model name\s*: (.+)", text)
-    return found[1].split("@")[0].strip() if found else "unknown"
+    told = dict(re.findall(r"^(cpu family|model|model name)\s*: (.+)$", text, re.MULTILINE))
+    if "model name" not in told:
+        return "unknown"
+    name = told.pop("model name").split("@")[0].strip()
+    return " ".join([name, *(f"{key.removeprefix('cpu ')} {told[key]}" for key in sorted(told))])
 
 
 def load() -> float:

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from stoplab_trainers.model.linear import linear
 
-# The backward pass of cuDNN's gives NaN on Hopper where a sequence of 64 tokens (or 192, ...) has a
-# query whose scores are all far below 0 (NVIDIA/cudnn-frontend#628, pytorch/pytorch#196678).
+# The backward pass of cuDNN's gives NaN on Hopper in bf16 where the forward pass is sound: for 64
+# tokens (or 192, ...) and a query whose scores are all far below 0 (NVIDIA/cudnn-frontend#628), and
+# where nobody has found what it needs (kyutai-labs/pocket-tts#264, huggingface/trl#7181).
 torch.backends.cuda.enable_cudnn_sdp(False)
 # What was compiled with it, and lies in a cache on disk, is not this.
 torch.compiler.config.cache_key_tag += "-without-cudnn-attention"

@@ -1,8 +1,9 @@
 """Linear maps by the library that multiplies fastest on this processor.
 
 For fp32 on CPUs torch asks MKL, which uses AVX-512 on Intel's processors alone: on AMD's its
-products reach half the rate of oneDNN's (docs/performance.md). Torch carries oneDNN along; the
-operator used here is the one that its own compiler calls for linear layers on CPUs.
+products reach half the rate of oneDNN's (Zen 5), or 0.9 of it (Zen 4; docs/performance.md). Torch
+carries oneDNN along; the operator used here is the one that its own compiler calls for linear
+layers on CPUs.
 """
 
 from __future__ import annotations
