@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ from stoplab_trainers.summary import summary_of
 from stoplab_trainers.weights.start import start_from
 
 log = logging.getLogger("stoplab.train")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -
         run.load(*checkpoint.load(saved, identity=owner | given if mine else None))
         return given, sha256
 
-    found = checkpoint.newest(checkpoint.stores(folder), go_on)
+    found = _newest(run.world, folder, go_on)
     if found is None and (was := (read_json(folder.progress) or {}).get("step")):
         log.warning("no checkpoint is left of this run, which was at step %d: it starts anew", was)
     if found:
@@ -53,7 +56,7 @@ def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     elif leg and leg.after:
         parent = RunFolder(leg.after)
-        found = checkpoint.newest(checkpoint.stores(parent), partial(go_on, mine=False))
+        found = _newest(run.world, parent, partial(go_on, mine=False))
         if found is None:
             raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
         given, sha256 = found
@@ -84,6 +87,21 @@ def descent(leg: Leg | None) -> dict[str, Any]:
     before = summary_of(RunFolder(leg.after)) if leg.after else None
     after = before.run_digest if before else None
     return {"until_epoch": leg.until_epoch, "after": after}
+
+
+def _newest(world: World, folder: RunFolder, use: Callable[[checkpoint.Saved], T]) -> T | None:
+    """`checkpoint.newest` among those that the first rank lists; all ranks call.
+
+    To another one a file system over a network may still show an older folder.
+    """
+    stores = checkpoint.stores(folder)
+    if world.size == 1:
+        return checkpoint.newest(stores, use)
+    seen = checkpoint.listed(stores) if world.rank == 0 else []
+    told = [[(stores.index(saved.store), saved.name) for saved in seen]]
+    dist.broadcast_object_list(told, src=0, device=world.device)
+    known = [checkpoint.Saved(stores[place], name) for place, name in told[0]]
+    return checkpoint.newest(stores, use, known)
 
 
 def _given(saved: checkpoint.Saved) -> dict[str, str]:
