@@ -77,11 +77,11 @@ def run_rank(
     began, settings = time.monotonic(), Settings()
     torch.set_num_threads(spec.compute.resolved_threads)
     shards = ShardSet.open(spec.data.train, settings.folders.cache, spec.data.storage)
-    run = Run(spec, shards, world, leg.until_epoch if leg else None)
-    # Machine facts may change between attempts; the weights that go on must not.
-    owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
-    goes_on = checkpoint.there(checkpoint.stores(folder))
-    given = begin(run, folder, owner, leg)
+    with watchdog.training(0):  # ranks meet there, and one of them may never come
+        run = Run(spec, shards, world, leg.until_epoch if leg else None)
+        owner = {"run": spec.run_digest({"data": shards.fingerprint})}  # on whatever machine
+        goes_on = checkpoint.there(checkpoint.stores(folder))
+        given = begin(run, folder, owner, leg)
     facts = _facts(spec, world, shards) | descent(leg) | given
     stops = [file for file in (stop_file, folder.prune, folder.leave) if file]
     if world.rank > 0:
