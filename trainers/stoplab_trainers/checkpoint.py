@@ -38,6 +38,10 @@ WEIGHTS = ("model", "target")
 """Of a run's state."""
 
 
+class Foreign(CheckpointError):
+    """A checkpoint belongs to another run."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint, as its store knows it; whether it is whole shows when it is read."""
@@ -163,8 +167,8 @@ def meant(run: RunFolder, named: Path | None, use: Callable[[Saved], T]) -> T:
 def load(saved: Saved | Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[str, Any]]:
     """Step and state of a checkpoint, on the CPU.
 
-    Broken where it is not whole, CheckpointError where it belongs to another run than
-    ``identity`` (None: any).
+    Broken where it is not whole, Foreign where it belongs to another run than ``identity`` (None:
+    any).
     """
     return _loaded(_saved(saved), identity, mapped=False)
 
@@ -223,7 +227,7 @@ def _loaded(
         )
     with saved.store.state(saved.name, told) as path:
         if identity is not None and told["identity"] != dict(identity):
-            raise CheckpointError(
+            raise Foreign(
                 f"{saved} belongs to {_spelled(told['identity'])}, "
                 f"this run is {_spelled(dict(identity))}"
             )

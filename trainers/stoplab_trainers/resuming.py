@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from stoplab_platform.errors import CheckpointError
+from stoplab_platform.errors import CheckpointError, SpecError
 from stoplab_platform.files import read_json
 from stoplab_platform.paths import RunFolder
+from stoplab_platform.specs import RunSpec, load_spec
+from stoplab_platform.tracking import flatten
 from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import Run, World
 from stoplab_trainers.summary import summary_of
@@ -45,7 +47,10 @@ def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -
 
     def go_on(saved: checkpoint.Saved, mine: bool = True) -> tuple[dict[str, str], str]:
         given, sha256 = _given(saved), checkpoint.manifest(saved)["sha256"]
-        run.load(*checkpoint.load(saved, identity=owner | given if mine else None))
+        try:
+            run.load(*checkpoint.load(saved, identity=owner | given if mine else None))
+        except checkpoint.Foreign as error:
+            raise CheckpointError(f"{error}; {_changed(run.spec, folder)}") from error
         return given, sha256
 
     found = _newest(run.world, folder, go_on)
@@ -102,6 +107,22 @@ def _newest(world: World, folder: RunFolder, use: Callable[[checkpoint.Saved], T
     dist.broadcast_object_list(told, src=0, device=world.device)
     known = [checkpoint.Saved(stores[place], name) for place, name in told[0]]
     return checkpoint.newest(stores, use, known)
+
+
+def _changed(spec: RunSpec, folder: RunFolder) -> str:
+    """What makes a folder's run another one, for people."""
+    try:
+        before = load_spec(folder.spec)
+    except SpecError as error:  # of another version of stoplab, or gone
+        return f"what has changed cannot be told: {error}"
+    assert isinstance(before, RunSpec)
+    then, now = flatten(before.decisive()), flatten(spec.decisive())
+    names = sorted(name for name in then | now if then.get(name) != now.get(name))
+    if not names:
+        return "what the shards of data.train hold has changed since it began"
+    then, now = flatten(before.plain()), flatten(spec.plain())
+    told = (f"{name} was {then.get(name)}, is {now.get(name)}" for name in names)
+    return f"changed since it began: {', '.join(told)}"
 
 
 def _given(saved: checkpoint.Saved) -> dict[str, str]:
