@@ -65,3 +65,14 @@ def read_lines(path: Path) -> list[Any]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in whole]
+
+
+def add_line(path: Path, value: Any) -> None:
+    """Append ``value`` as a line of JSON; what a kill or a full disk cut off before it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(max(file.tell() - 1, 0))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(value).encode() + b"\n")

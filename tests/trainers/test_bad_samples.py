@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,17 @@ def test_restarts_and_other_ranks_count_none_twice(shards: ShardSet, tmp_path: P
     assert first.total() == 3
     with pytest.raises(DataError, match="sample 18"):
         first.check()
+
+
+def test_a_note_that_was_cut_off_spoils_none_after_it(shards: ShardSet, tmp_path: Path) -> None:
+    for sample in (4, 5, 6):
+        bad = BadSamples(shards, 9, 0)
+        bad.keep_in(tmp_path / "bad", 0)
+        bad.note(sample, DataError(f"sample {sample}"))
+        if sample == 4:
+            file = tmp_path / "bad" / "rank-0.jsonl"
+            os.truncate(file, file.stat().st_size - 5)
+    assert bad.total() == 2, "that of sample 4 is lost, until it is met again"
 
 
 def test_a_shard_of_nothing_else_fails(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from stoplab_platform.errors import DataAway
 from stoplab_trainers import checkpoint, loop
@@ -87,6 +89,36 @@ def test_weights_that_a_gradient_broke_push_out_no_good_checkpoint(
     with pytest.raises(Diverged, match="up to step 60"):
         run_rank(spec, run, identity(), World(), Watchdog(run, World()))
     assert json.loads(run.divergence.read_text())["checkpoint"] == "step-00000066"
+
+
+def one_of_two(rank: int, root: Path) -> None:
+    """A rank of a run whose second one has weights that are no numbers after the third step."""
+    dist.init_process_group("gloo", f"file://{root}/meet", rank=rank, world_size=2)
+
+    def breaking(run: Run, batch: loop.Batch) -> Done:
+        done = train_step(run, batch)
+        if (run.step, rank) == (3, 1):
+            with torch.no_grad():
+                run.model.predictor.mask_token.fill_(math.nan)
+        return done
+
+    loop.train_step = breaking  # type: ignore[attr-defined]
+    run, world, spec = folder(root), World(rank, 2), tiny(evals=[], checkpoint__every_steps=1)
+    with pytest.raises(Diverged) as ended, Watchdog(run, world) as watchdog:
+        run_rank(spec, run, identity(), world, watchdog)
+    (root / f"said{rank}").write_text(f"{run.divergence.exists()} {ended.value}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
+def test_no_rank_ends_before_the_first_has_told(tmp_path: Path) -> None:
+    """Else Ray Train would kill that one while it still reads checkpoints."""
+    mp.spawn(one_of_two, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = ((tmp_path / f"said{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith("True the loss is nan at step 4; all losses up to step 3 were numbers")
+    assert first.endswith("last good checkpoint: step-00000003")
 
 
 @pytest.mark.usefixtures("home")

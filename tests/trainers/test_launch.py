@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stoplab_platform.errors import Fenced, Stopped
+from stoplab_platform.errors import CheckpointError, Fenced, Stopped
 from stoplab_platform.fence import own
 from stoplab_platform.files import read_json, write_json
 from stoplab_platform.paths import Home, RunFolder
@@ -25,6 +25,7 @@ from stoplab_trainers.launch import execute
 from stoplab_trainers.summary import Summary
 from support_invariants import goes_on, has_logged
 from support_runs import folder, identity, tiny
+from support_shards import shard
 
 DEADLINE_S = 120.0
 
@@ -118,6 +119,26 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_anew(tmp_path: Pat
             execute(tiny(evals=[]), run, identity(), stop_file=stop)
         assert (before in run.rank_log(0).read_text()) == (was == 7)
         shutil.rmtree(run.checkpoints)
+
+
+def test_a_run_that_became_another_says_what_has_changed(tmp_path: Path) -> None:
+    run, stop, place = folder(tmp_path), tmp_path / "stop.json", tmp_path / "a.tar"
+    spec = tiny(evals=[], data={"train": str(place), "image_size": 16})
+    shard(place, range(128))
+    write_json(stop, {"intent": "PAUSED"})
+    with pytest.raises(Stopped):
+        execute(spec, run, identity(), stop_file=stop)
+    other = tiny(evals=[], data=spec.data.plain(), optim__lr=0.01, compute__accumulate=2, seed=7)
+    with pytest.raises(
+        CheckpointError, match=r"began: optim\.lr was 0\.001, is 0\.01, seed was 0, i"
+    ):
+        execute(other, run, identity(), stop_file=stop)
+    shard(place, range(130))
+    with pytest.raises(CheckpointError, match=r"what the shards of data\.train hold has changed"):
+        execute(spec, run, identity(), stop_file=stop)
+    run.spec.unlink()
+    with pytest.raises(CheckpointError, match=r"belongs to run .* what has changed cannot be told"):
+        execute(spec, run, identity(), stop_file=stop)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_a_run_that_ended_while_it_was_judged_catches_up(tmp_path: Path) -> None
     assert checkpoint.latest(run.checkpoints) is not None, "saved before it was judged"
     execute(SPEC, run, identity(), on_scores=lambda epoch, _: told.append(epoch))
     assert told == [1, 2, 3]
+
+
+def test_a_line_that_was_cut_off_costs_no_later_start(tmp_path: Path) -> None:
+    """As by a disk that was full: the next line must not be a part of it."""
+    run, stop, told = folder(tmp_path), tmp_path / "stop.json", list[int]()
+
+    def pause(epoch: int, values: Mapping[str, float]) -> None:
+        told.append(epoch)
+        write_json(stop, {"intent": "PAUSED"})
+
+    for epoch in (1, 2):
+        with pytest.raises(Stopped):
+            execute(SPEC, run, identity(), stop_file=stop, on_scores=pause)
+        stop.unlink()
+        if epoch == 1:
+            os.truncate(run.scores, run.scores.stat().st_size - 20)
+    execute(SPEC, run, identity(), stop_file=stop, on_scores=lambda epoch, _: told.append(epoch))
+    assert told == [1, 1, 2, 3]
+    assert [line["epoch"] for line in read_lines(run.scores)] == [1, 2, 3]
 
 
 @pytest.mark.ray

@@ -158,19 +158,23 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*a.tar*"))
 
 
-def test_drafts_of_killed_processes_go_when_the_next_shard_is_fetched(
-    tmp_path: Path, cache: Path
+@pytest.mark.parametrize(
+    "left", ["remote/v1/.a.tar.0123abcd", "checkpoints/1f-2e.pt", "checkpoints/.1f-2e.pt.0123abcd"]
+)
+def test_what_killed_processes_left_goes_when_the_next_shard_is_fetched(
+    left: str, tmp_path: Path, cache: Path
 ) -> None:
-    left, young = (cache / "remote" / version / ".a.tar.0123abcd" for version in ("v1", "v2"))
-    for draft in (left, young):
-        draft.parent.mkdir(parents=True)
-        draft.write_bytes(b"x")
+    """Drafts, and copies of checkpoints that were being read."""
+    old, young = cache / left, cache / left.replace("1", "3")
+    for file in (old, young):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
     hour_ago = time.time() - DRAFT_S
-    os.utime(left, (hour_ago, hour_ago))
+    os.utime(old, (hour_ago, hour_ago))
     packed = tmp_path / "a.tar.gz"
     packed.write_bytes(gzip.compress(shard(tmp_path / "a.tar", range(4)).read_bytes()))
     ShardSet.open(str(packed), cache)
-    assert (left.exists(), young.exists()) == (False, True)
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_remote_shards_are_copied_once_for_each_version(tmp_path: Path, cache: Path) -> None:

@@ -67,11 +67,32 @@ with Watchdog(folder, World(rank, 2), {LIMIT_S}):
     pass
 """
 
+STARTS = f"""
+import logging, sys, threading
+from pathlib import Path
+import torch.distributed as dist
+from stoplab_trainers.loop import World
+from stoplab_trainers.rank import run_rank
+from stoplab_trainers.watchdog import Watchdog
+from support_runs import folder, identity, tiny
+
+root, rank = Path(sys.argv[1]), int(sys.argv[2])
+run = folder(root.parent, root.name)
+dist.init_process_group("gloo", init_method=f"file://{{root}}/meet", rank=rank, world_size=2)
+run.logs.mkdir(exist_ok=True)
+logging.basicConfig(filename=run.rank_log(rank))
+with Watchdog(run, World(rank, 2), {LIMIT_S} if rank == 0 else None) as watchdog:
+    if rank == 1:
+        threading.Event().wait()
+    run_rank(tiny(evals=[]), run, identity(), World(rank, 2), watchdog)
+"""
+
 
 @contextmanager
 def process(run: RunFolder, body: str, rank: int = 0) -> Iterator[subprocess.Popen[bytes]]:
     """A rank that does so; it is ended with the block."""
-    one = subprocess.Popen([sys.executable, "-c", body, str(run.root), str(rank)])
+    command = [sys.executable, "-c", body, str(run.root), str(rank)]
+    one = subprocess.Popen(command, cwd=Path(__file__).parent.parent)  # for the tests' own modules
     try:
         yield one
     finally:
@@ -98,6 +119,16 @@ def test_ranks_that_never_meet_end_as_well(tmp_path: Path) -> None:
         assert waits.wait(DEADLINE_S) == Exit.HUNG
     assert "nothing has come through from the other workers yet" in str(hung(run))
     assert "broadcast_object_list" in run.rank_log(1).read_text()
+
+
+def test_a_rank_that_never_comes_to_its_first_step_is_not_waited_for(tmp_path: Path) -> None:
+    """As one whose data never open: its heart beats, and the other one waits to begin."""
+    run = folder(tmp_path)
+    with process(run, STARTS, 1), process(run, STARTS, 0) as waits:
+        assert waits.wait(DEADLINE_S) == Exit.HUNG
+    told = str(hung(run))
+    assert "(at most 5 s, compute.hang_timeout_s)" in told
+    assert "rank 1 after step 0" in told
 
 
 def test_only_steps_count_and_others_may_take_the_run(tmp_path: Path) -> None:

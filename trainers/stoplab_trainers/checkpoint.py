@@ -38,6 +38,10 @@ WEIGHTS = ("model", "target")
 """Of a run's state."""
 
 
+class Foreign(CheckpointError):
+    """A checkpoint belongs to another run."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint, as its store knows it; whether it is whole shows when it is read."""
@@ -81,7 +85,7 @@ def note_place(spec: RunSpec, run: RunFolder, job_id: str) -> None:
 
 def there(where: Where) -> bool:
     """Whether there is any checkpoint, whole or not."""
-    return any(True for _ in _newest_first(where))
+    return bool(listed(where))
 
 
 def save(
@@ -99,21 +103,31 @@ def save(
     return saved
 
 
-def newest(where: Where, use: Callable[[Saved], T]) -> T | None:
+def listed(where: Where) -> list[Saved]:
+    """All checkpoints, whole or not, newest first; of one step, that of the earlier store."""
+    return _by_step(Saved(store, name) for store in _stores(where) for name in store.names())
+
+
+def newest(
+    where: Where, use: Callable[[Saved], T], known: Sequence[Saved] | None = None
+) -> T | None:
     """What ``use`` makes of the newest whole checkpoint, None where there is none at all.
 
     One that ``use`` finds `Broken` is passed over with a warning; CheckpointError when all are
     broken, so that a run never starts again at step 0 without being told to. Of a run that goes on,
-    the newest may be taken away while it is read: then there are newer ones.
+    the newest may be taken away while it is read: then there are newer ones. ``known``: what is
+    `listed`, where that was looked at already.
     """
     stores, broken = _stores(where), dict[Saved, str]()
-    while fresh := [saved for saved in _newest_first(stores) if saved not in broken]:
+    fresh = listed(stores) if known is None else known
+    while fresh:
         for saved in fresh:
             try:
                 return use(saved)
             except Broken as error:
                 log.warning("checkpoint passed over: %s", error)
                 broken[saved] = str(error)
+        fresh = [saved for saved in listed(stores) if saved not in broken]
     if broken:
         raise CheckpointError(
             f"every checkpoint in {_spelled_places(stores)} is broken; move them away to start "
@@ -129,7 +143,7 @@ def latest(where: Where) -> Saved | None:
 
 def sound(where: Where) -> Saved | None:
     """The newest whole checkpoint whose weights are all numbers, None where there is none."""
-    for saved in _newest_first(where):
+    for saved in listed(where):
         try:
             _, weights = load_weights(saved)
         except CheckpointError:
@@ -153,8 +167,8 @@ def meant(run: RunFolder, named: Path | None, use: Callable[[Saved], T]) -> T:
 def load(saved: Saved | Path, *, identity: Mapping[str, str] | None) -> tuple[int, dict[str, Any]]:
     """Step and state of a checkpoint, on the CPU.
 
-    Broken where it is not whole, CheckpointError where it belongs to another run than
-    ``identity`` (None: any).
+    Broken where it is not whole, Foreign where it belongs to another run than ``identity`` (None:
+    any).
     """
     return _loaded(_saved(saved), identity, mapped=False)
 
@@ -213,7 +227,7 @@ def _loaded(
         )
     with saved.store.state(saved.name, told) as path:
         if identity is not None and told["identity"] != dict(identity):
-            raise CheckpointError(
+            raise Foreign(
                 f"{saved} belongs to {_spelled(told['identity'])}, "
                 f"this run is {_spelled(dict(identity))}"
             )
@@ -238,11 +252,6 @@ def _retain(store: Store, names: Iterable[str], step: int, keep: int) -> None:
                 store.remove(one.name)
         except (OSError, DataAway, DataError) as error:
             log.warning("%s stays for now: %s", one, error)
-
-
-def _newest_first(where: Where) -> list[Saved]:
-    """Of one step, the one of the earlier store first."""
-    return _by_step(Saved(store, name) for store in _stores(where) for name in store.names())
 
 
 def _by_step(found: Iterable[Saved]) -> list[Saved]:

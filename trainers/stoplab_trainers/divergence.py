@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.distributed as dist
+
 from stoplab_platform.errors import DataAway, DataError
 from stoplab_platform.files import write_json
 from stoplab_platform.paths import RunFolder
@@ -16,18 +18,18 @@ from stoplab_trainers.measure import Diverged
 
 @contextmanager
 def explained(run: Run, folder: RunFolder) -> Iterator[None]:
-    """A Diverged that says more, and leaves it all in the run's folder."""
+    """A Diverged that says more, and leaves it all in the run's folder; all ranks enter.
+
+    The first one finds it out, and the others wait for that: when a worker ends, Ray Train kills
+    the rest within seconds, and checkpoints may take minutes to read.
+    """
     try:
         yield
     except Diverged as error:
-        found = suspects(run, folder)
-        write_json(folder.divergence, {"message": str(error), **found})
-        first, last = found["steps"]
-        left = found["checkpoint"] or found.get("why") or "none"
-        raise Diverged(
-            f"{error}; all losses up to step {first - 1} were numbers. The samples of the steps "
-            f"{first} to {last} are listed in {folder.divergence}; last good checkpoint: {left}"
-        ) from error
+        told = [_told(run, folder, error) if run.world.rank == 0 else ""]
+        if run.world.size > 1:
+            dist.broadcast_object_list(told, src=0, device=run.world.device)
+        raise Diverged(told[0]) from error
 
 
 def suspects(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -49,3 +51,14 @@ def suspects(run: Run, folder: RunFolder) -> dict[str, Any]:
         "checkpoint": good.name if good else None,
         **why,
     }
+
+
+def _told(run: Run, folder: RunFolder, error: Diverged) -> str:
+    found = suspects(run, folder)
+    write_json(folder.divergence, {"message": str(error), **found})
+    first, last = found["steps"]
+    left = found["checkpoint"] or found.get("why") or "none"
+    return (
+        f"{error}; all losses up to step {first - 1} were numbers. The samples of the steps "
+        f"{first} to {last} are listed in {folder.divergence}; last good checkpoint: {left}"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from stoplab_platform.errors import Fenced, Stopped
-from stoplab_platform.files import read_json, read_lines, write_json
+from stoplab_platform.files import add_line, read_json, read_lines, write_json
 from stoplab_platform.paths import RunFolder
 from stoplab_platform.tracking import Tracker
 from stoplab_trainers import checkpoint
@@ -132,8 +131,7 @@ class Evaluating:
     def _leave(self, epochs: int, step: int, values: Mapping[str, float]) -> None:
         """A line for a sweep's scheduler; a repeated epoch has a second line, which counts."""
         line = {"epoch": epochs, "step": step, "at": int(time.time() * 1000)}
-        with self._file.open("a") as file:
-            file.write(json.dumps({**line, "values": values}) + "\n")
+        add_line(self._file, {**line, "values": values})
 
 
 class Saving:

@@ -77,16 +77,17 @@ def run_rank(
     began, settings = time.monotonic(), Settings()
     torch.set_num_threads(spec.compute.resolved_threads)
     shards = ShardSet.open(spec.data.train, settings.folders.cache, spec.data.storage)
-    run = Run(spec, shards, world, leg.until_epoch if leg else None)
-    # Machine facts may change between attempts; the weights that go on must not.
-    owner: dict[str, str] = {"run": spec.run_digest({"data": shards.fingerprint})}
-    goes_on = checkpoint.there(checkpoint.stores(folder))
-    given = begin(run, folder, owner, leg)
+    with watchdog.training(0):  # ranks meet there, and one of them may never come
+        run = Run(spec, shards, world, leg.until_epoch if leg else None)
+        owner = {"run": spec.run_digest({"data": shards.fingerprint})}  # on whatever machine
+        goes_on = checkpoint.there(checkpoint.stores(folder))
+        given = begin(run, folder, owner, leg)
     facts = _facts(spec, world, shards) | descent(leg) | given
     stops = [file for file in (stop_file, folder.prune, folder.leave) if file]
     if world.rank > 0:
         saving = Saving(folder, owner | given)
-        _train(run, [saving, Stopping(stops, saving, notice=notice)], watchdog, notice)
+        stopping = Stopping(stops, saving, notice=notice)
+        _train(run, folder, saving, [saving, stopping], watchdog, notice)
         return None
     identity = identity.with_digests(spec.digest(), spec.run_digest(facts))
     with _tracked(folder, settings.tracking_uri) as tracker:
@@ -97,11 +98,10 @@ def run_rank(
         saving = Saving(folder, owner | given, tracker, watchdog.patience, fence(settings))
         for evaluating in judging if goes_on else ():
             evaluating.catch_up(run)
-        with explained(run, folder), saving:
-            final = _train(run, [  # saved before it is judged: what goes wrong there costs no step
-                Reporting(tracker), watching, last, ProgressFile(folder, on_progress), saving,
-                *map(watchdog.patiently, judging), Stopping(stops, saving, fence(settings), notice),
-            ], watchdog, notice)  # fmt: skip
+        final = _train(run, folder, saving, [  # saved before it is judged: errors cost no step
+            Reporting(tracker), watching, last, ProgressFile(folder, on_progress), saving,
+            *map(watchdog.patiently, judging), Stopping(stops, saving, fence(settings), notice),
+        ], watchdog, notice)  # fmt: skip
         found = _judged(run, scores, folder, tracker)
         leave_pictures(run, final["model"], folder, tracker)
         tracker.tags({"stoplab.weights_sha256": (weights := _hash(final))})
@@ -138,9 +138,16 @@ def rank_log(folder: RunFolder, rank: int) -> Iterator[None]:
         handler.close()
 
 
-def _train(run: Run, hooks: Sequence[Hook], watchdog: Watchdog, notice: Notice) -> dict[str, Any]:
+def _train(
+    run: Run,
+    folder: RunFolder,
+    saving: Saving,
+    hooks: Sequence[Hook],
+    watchdog: Watchdog,
+    notice: Notice,
+) -> dict[str, Any]:
     """Train past the hooks; the run's state at its end, which all ranks gather."""
-    with watchdog.training(run.step):
+    with explained(run, folder), saving, watchdog.training(run.step):
         with notice:
             train(run, [watchdog, *hooks])
         return run.state()

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from stoplab_platform.errors import CheckpointError
+from stoplab_platform.errors import CheckpointError, SpecError
 from stoplab_platform.files import read_json
 from stoplab_platform.paths import RunFolder
+from stoplab_platform.specs import RunSpec, load_spec
+from stoplab_platform.tracking import flatten
 from stoplab_trainers import checkpoint
 from stoplab_trainers.loop import Run, World
 from stoplab_trainers.summary import summary_of
 from stoplab_trainers.weights.start import start_from
 
 log = logging.getLogger("stoplab.train")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,13 @@ def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -
 
     def go_on(saved: checkpoint.Saved, mine: bool = True) -> tuple[dict[str, str], str]:
         given, sha256 = _given(saved), checkpoint.manifest(saved)["sha256"]
-        run.load(*checkpoint.load(saved, identity=owner | given if mine else None))
+        try:
+            run.load(*checkpoint.load(saved, identity=owner | given if mine else None))
+        except checkpoint.Foreign as error:
+            raise CheckpointError(f"{error}; {_changed(run.spec, folder)}") from error
         return given, sha256
 
-    found = checkpoint.newest(checkpoint.stores(folder), go_on)
+    found = _newest(run.world, folder, go_on)
     if found is None and (was := (read_json(folder.progress) or {}).get("step")):
         log.warning("no checkpoint is left of this run, which was at step %d: it starts anew", was)
     if found:
@@ -53,7 +61,7 @@ def begin(run: Run, folder: RunFolder, owner: dict[str, str], leg: Leg | None) -
         log.info("resumed at step %d of %d", run.step, run.total_steps)
     elif leg and leg.after:
         parent = RunFolder(leg.after)
-        found = checkpoint.newest(checkpoint.stores(parent), partial(go_on, mine=False))
+        found = _newest(run.world, parent, partial(go_on, mine=False))
         if found is None:
             raise CheckpointError(f"{leg.after} holds no checkpoint to go on from")
         given, sha256 = found
@@ -84,6 +92,37 @@ def descent(leg: Leg | None) -> dict[str, Any]:
     before = summary_of(RunFolder(leg.after)) if leg.after else None
     after = before.run_digest if before else None
     return {"until_epoch": leg.until_epoch, "after": after}
+
+
+def _newest(world: World, folder: RunFolder, use: Callable[[checkpoint.Saved], T]) -> T | None:
+    """`checkpoint.newest` among those that the first rank lists; all ranks call.
+
+    To another one a file system over a network may still show an older folder.
+    """
+    stores = checkpoint.stores(folder)
+    if world.size == 1:
+        return checkpoint.newest(stores, use)
+    seen = checkpoint.listed(stores) if world.rank == 0 else []
+    told = [[(stores.index(saved.store), saved.name) for saved in seen]]
+    dist.broadcast_object_list(told, src=0, device=world.device)
+    known = [checkpoint.Saved(stores[place], name) for place, name in told[0]]
+    return checkpoint.newest(stores, use, known)
+
+
+def _changed(spec: RunSpec, folder: RunFolder) -> str:
+    """What makes a folder's run another one, for people."""
+    try:
+        before = load_spec(folder.spec)
+    except SpecError as error:  # of another version of stoplab, or gone
+        return f"what has changed cannot be told: {error}"
+    assert isinstance(before, RunSpec)
+    then, now = flatten(before.decisive()), flatten(spec.decisive())
+    names = sorted(name for name in then | now if then.get(name) != now.get(name))
+    if not names:
+        return "what the shards of data.train hold has changed since it began"
+    then, now = flatten(before.plain()), flatten(spec.plain())
+    told = (f"{name} was {then.get(name)}, is {now.get(name)}" for name in names)
+    return f"changed since it began: {', '.join(told)}"
 
 
 def _given(saved: checkpoint.Saved) -> dict[str, str]:

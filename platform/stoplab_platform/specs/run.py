@@ -336,10 +336,14 @@ class RunSpec(Spec):
         ``facts`` are what only the machine knows: resolved precision and threads, the data's
         fingerprint, versions of plan and sampler.
         """
-        decisive = {k: v for k, v in self.plain(defaults=False).items() if k not in WEIGHTLESS}
+        return canonical_digest({"spec": self.decisive(), "facts": dict(facts)})
+
+    def decisive(self) -> dict[str, Any]:
+        """The part that decides the weights, as JSON types, without defaulted fields."""
+        found = {k: v for k, v in self.plain(defaults=False).items() if k not in WEIGHTLESS}
         for weightless in ("eval", "loader_threads", "max_bad_samples", "storage"):
-            decisive.get("data", {}).pop(weightless, None)
-        return canonical_digest({"spec": decisive, "facts": dict(facts)})
+            found.get("data", {}).pop(weightless, None)
+        return found
 
 
 def limit_problems(base: RunSpec, at: Path, changed: Iterable[str]) -> Iterator[Problem]:

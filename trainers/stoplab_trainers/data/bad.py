@@ -7,7 +7,6 @@ file of the run's folder, so that a restart counts none twice and rank 0 knows o
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from threading import Lock
 import numpy as np
 
 from stoplab_platform.errors import DataError
-from stoplab_platform.files import read_lines
+from stoplab_platform.files import add_line, read_lines
 from stoplab_platform.randomness import Stream, row_keys, uniforms
 from stoplab_trainers.data.shards import ShardSet
 
@@ -61,9 +60,7 @@ class BadSamples:
                 return
             self._known[sample_id] = str(error)
             if self._file is not None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                with self._file.open("a") as file:
-                    file.write(json.dumps({"sample": sample_id, "why": str(error)}) + "\n")
+                add_line(self._file, {"sample": sample_id, "why": str(error)})
         if self._most:
             log.warning("%s; another of its shard is taken", error)
         self.check()

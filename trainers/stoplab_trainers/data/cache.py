@@ -124,11 +124,12 @@ class _Entry:
 def _remove_old_drafts(cache: Path, _hour: int) -> None:
     """Once an hour: it walks the whole cache, which before each copy would take too long."""
     young = time.time() - DRAFT_S
-    for kind in COPIES:
-        for path in (cache / kind).glob("**/.*"):
-            with suppress(OSError):  # a folder, somebody else's, or gone meanwhile
-                if path.stat().st_mtime <= young:
-                    path.unlink()
+    drafts = [path for kind in COPIES for path in (cache / kind).glob("**/.*")]
+    # Of checkpoints also whole copies: they go once they are read, unless who read was killed.
+    for path in [*drafts, *(cache / "checkpoints").glob("*.pt*")]:
+        with suppress(OSError):  # a folder, somebody else's, or gone meanwhile
+            if path.stat().st_mtime <= young:
+                path.unlink()
 
 
 def _copies(cache: Path) -> Iterator[_Entry]:
