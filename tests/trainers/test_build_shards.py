@@ -212,6 +212,10 @@ def test_two_sets_share_a_folder_and_its_index(tmp_path: Path) -> None:
         ({"list.csv": b"path\ngone.jpg\n"}, "gone.jpg cannot be read"),
         ({"list.csv": b"path,label\n"}, "list.csv holds no rows"),
         ({"list.csv": b"path,label\na.jpg,\nb.jpg,1\n"}, "row 0 has no label"),
+        ({"list.csv": b"path,label\na.jpg,ant\nb.jpg,\n"}, "row 1 has no label"),
+        ({"list.csv": b"path,label\na.jpg,0.5\n"}, "the label 0.5 is no whole number"),
+        ({"list.csv": b"path,label\na.jpg,\xe9\n"}, "'label' holds binary, no class indices or"),
+        ({"list.csv": b"path,path\na.jpg,a.jpg\n"}, "2 columns are called 'path'"),
         ({"list.csv": b"path,label\na.jpg,4\nb.jpg,-1\n"}, "row 1 has the label -1"),
         ({"list.csv": b"path,label\na.jpg,1000000000\n"}, "index is 0 to 999999999"),
         ({"a/__x__.jpg": b"x"}, "the key 'a/__x__', which readers of WebDataset pass over"),
@@ -232,6 +236,51 @@ def test_what_cannot_be_built_is_told(
     (only, *_) = [*files, ""]
     place = root / only if only.startswith("list") else root
     assert main_build([str(place), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["csv", "paths", "rows"])
+def test_whole_numbers_are_indices_though_written_as_fractions(kind: str, tmp_path: Path) -> None:
+    """As pandas does where some rows have none."""
+    images(tmp_path)
+    numbers = [float(n) for n in range(COUNT)]
+    paths = sorted(str(path) for path in tmp_path.glob("*/im.*"))
+    column = [Path(path).read_bytes() for path in paths] if kind == "rows" else paths
+    rows = pa.table({"file": column, "label": numbers})
+    place = tmp_path / ("list.csv" if kind == "csv" else "list.parquet")
+    pa.csv.write_csv(rows, place) if kind == "csv" else pq.write_table(rows, place)
+    args = [str(place), "--image", "file", "--out", str(tmp_path / "out"), "--json"]
+    assert main_build(args) == 0
+    found = held(tmp_path / "out", tmp_path / "cache")
+    assert found == {Path(path).read_bytes(): n for n, path in enumerate(paths)}
+    assert read_listing(str(tmp_path / "out"), {}).sets["train"].classes is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([{"image": ["a.png"]}], "'image' holds string, no images' bytes"),
+        ([{"image": [[b"GIF8"]]}], "'image' holds list"),
+        ([{"image": [b"GIF8"], "label": [1 << 40]}], "row 0 has the label 1099511627776"),
+        ([{"image": [b"GIF8"], "label": [0.5]}], "the label 0.5 is no whole number"),
+        ([{"image": [b"GIF8"], "name": [None]}], "row 0 has no key"),
+        ([{"image": [b"GIF8"], "label": [1]}, {"image": [b"GIF8"]}], "1.parquet has no column"),
+        (
+            [{"image": [b"GIF8"], "label": [1]}, {"image": [b"GIF8"], "label": ["x"]}],
+            "'label' holds string in 1.parquet and int64 in 0.parquet: write them alike",
+        ),
+    ],
+)
+def test_tables_that_cannot_be_built_are_told(
+    parts: list[dict[str, list[Any]]],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number, columns in enumerate(parts):
+        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
+    key = ["--key", "name"] if "name" in parts[0] else []
+    assert main_build([str(tmp_path), "--out", str(tmp_path / "out"), *key]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ from stoplab_platform.settings import Settings
 from stoplab_trainers.data.building import Recipe, build, described
 from stoplab_trainers.data.copies import shard_of
 from stoplab_trainers.data.listing import ListedShard, Listing, add_to_listing, own_listing
-from stoplab_trainers.data.sources import Source, files_below, files_of_manifest
+from stoplab_trainers.data.sources import Source, files_below, files_of_manifest, holds_files
 from stoplab_trainers.data.tables import Table
 from stoplab_trainers.data.tool import bar, run
 from stoplab_trainers.data.urls import ENDINGS, shards_in
@@ -108,7 +108,8 @@ def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
             return files_of_manifest(path, read, columns)
         if path.suffix != ".parquet":
             raise DataError(f"{path}: give a folder, a .csv or a .parquet file")
-        if "path" in pq.read_schema(path).names and "image" not in columns:
+        schema, named = pq.read_schema(path), columns.get("image", "path")
+        if named in schema.names and not holds_files(schema.field(schema.names.index(named)).type):
             return files_of_manifest(path, pq.read_table(path), columns)
     except ArrowInvalid as error:
         raise DataError(f"{path} cannot be read: {error}") from error

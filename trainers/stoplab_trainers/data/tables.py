@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.base import canonical_digest
-from stoplab_trainers.data.index import IMAGES
+from stoplab_trainers.data.index import IMAGES, MOST_LABEL
 from stoplab_trainers.data.sources import (
     LABEL_COLUMNS,
     Sample,
@@ -23,6 +23,7 @@ from stoplab_trainers.data.sources import (
     class_numbers,
     column,
     extension_of,
+    holds_files,
     plain_key,
     why_no_key,
 )
@@ -52,6 +53,7 @@ class Table(Source):
             raise DataError(f"{files[0]}: which column holds the images? It has {schema.names}")
         self._label = column(schema, columns, "label", LABEL_COLUMNS)
         self._key = column(schema, columns, "key", ())
+        self._check_columns(files[0])
         self.classes = _class_names(schema, files[0].parent, self._label)
         self._files = files
         self._numbers = self._class_numbers()
@@ -88,25 +90,49 @@ class Table(Source):
         members = {_kind(image, path, number): image}
         label = row[self._label] if self._label else None
         if label is not None:
-            label = self._numbers[str(label)] if self._numbers else label
+            label = self._numbers[label] if self._numbers else label
+            if label > MOST_LABEL:
+                raise DataError(
+                    f"row {number} has the label {label}; a class index is 0 to {MOST_LABEL}"
+                )
             members = {"cls": str(label).encode(), **members}
+        if self._key and row[self._key] is None:
+            raise DataError(f"row {number} has no key (column {self._key!r})")
         key = plain_key(str(row[self._key])) if self._key else f"{number:09d}"
         if why := why_no_key(key):
             raise DataError(f"row {number} would get the key {key!r}, {why}")
         return key, members
 
-    def _class_numbers(self) -> dict[str, int] | None:
-        """Index by name, where labels are names and not indices."""
+    def _check_columns(self, first: Path) -> None:
+        """DataError where a part has not those of the first one, or no images' bytes."""
+        for part in self._parts:
+            for name in filter(None, (self._image, self._label, self._key)):
+                if name not in part.schema.names:
+                    raise DataError(f"{part.file} has no column {name!r}, and {first.name} has one")
+            kind = part.schema.field(self._image).type
+            if not holds_files(kind):
+                raise DataError(
+                    f"{part.file}: the column {self._image!r} holds {kind}, no images' bytes; "
+                    "where it holds paths, give the file itself, and the column by --image"
+                )
+
+    def _class_numbers(self) -> dict[Any, int] | None:
+        """Index by label, where labels are not integers."""
         if self._label is None:
             return None
-        kind = self._parts[0].schema.field(self._label).type
-        if pa.types.is_integer(kind):
+        kinds = [(part.file.name, part.schema.field(self._label).type) for part in self._parts]
+        kinds = [(file, kind) for file, kind in kinds if not pa.types.is_null(kind)]
+        unlike = {_is_number(kind): f"{kind} in {file}" for file, kind in reversed(kinds)}
+        if len(unlike) > 1:
+            held = " and ".join(unlike.values())
+            raise DataError(f"the column {self._label!r} holds {held}: write them alike")
+        others = [kind for _, kind in kinds if not pa.types.is_integer(kind)]
+        if not others:
             return None
-        if pa.types.is_nested(kind):
-            raise DataError(f"the column {self._label!r} holds {kind}, no class indices or names")
         columns = (part.column(self._label).unique() for part in self._parts)
-        numbers = class_numbers(name for one in columns for name in one.drop_null().to_pylist())
-        self.classes = list(numbers)
+        labels = (label for one in columns for label in one.drop_null().to_pylist())
+        numbers, names = class_numbers(f"the column {self._label!r}", others[0], labels)
+        self.classes = names or self.classes
         return numbers
 
 
@@ -114,7 +140,7 @@ class _Part:
     """A row group of a Parquet file, or a file of Arrow's stream format (mapped, not read)."""
 
     def __init__(self, file: Path, group: int | None = None) -> None:
-        self._file, self._group = file, group
+        self.file, self._group = file, group
         if group is None:
             self._table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
             self.schema, self._rows = self._table.schema, self._table.num_rows
@@ -128,7 +154,7 @@ class _Part:
     def column(self, name: str) -> pa.ChunkedArray:
         if self._group is None:
             return self._table[name]
-        return pq.ParquetFile(self._file).read_row_group(self._group, columns=[name])[name]
+        return pq.ParquetFile(self.file).read_row_group(self._group, columns=[name])[name]
 
     def rows(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Those from ``start`` to before ``stop`` (or the end), few in memory at a time."""
@@ -146,8 +172,12 @@ class _Part:
             yield from self._table.select(columns).to_batches(max_chunksize=AT_ONCE)
             return
         # A row group may be as large as its file: it comes page by page.
-        with pq.ParquetFile(self._file, pre_buffer=False, buffer_size=PAGE) as file:
+        with pq.ParquetFile(self.file, pre_buffer=False, buffer_size=PAGE) as file:
             yield from file.iter_batches(AT_ONCE, row_groups=[self._group], columns=columns)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _parts(file: Path) -> list[_Part]:
