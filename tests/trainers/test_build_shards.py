@@ -173,6 +173,9 @@ def test_what_is_built_is_not_built_again_nor_overwritten(
     )
     build(source, out, RECIPE)
     assert written == []
+    (lost := out / "train-000001.tar").unlink()
+    assert build(source, out, RECIPE).sets["train"].samples == COUNT
+    assert written == [lost]
     other = Recipe("train", 6, 0)
     with pytest.raises(DataError, match="of the name 'train'; --force replaces them"):
         build(source, out, other)
@@ -272,10 +275,7 @@ def test_whole_numbers_are_indices_though_written_as_fractions(kind: str, tmp_pa
     ],
 )
 def test_tables_that_cannot_be_built_are_told(
-    parts: list[dict[str, list[Any]]],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    parts: list[dict[str, Any]], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, columns in enumerate(parts):
         pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
