@@ -259,31 +259,6 @@ def test_whole_numbers_are_indices_though_written_as_fractions(kind: str, tmp_pa
     assert read_listing(str(tmp_path / "out"), {}).sets["train"].classes is None
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([{"image": ["a.png"]}], "'image' holds string, no images' bytes"),
-        ([{"image": [[b"GIF8"]]}], "'image' holds list"),
-        ([{"image": [b"GIF8"], "label": [1 << 40]}], "row 0 has the label 1099511627776"),
-        ([{"image": [b"GIF8"], "label": [0.5]}], "the label 0.5 is no whole number"),
-        ([{"image": [b"GIF8"], "name": [None]}], "row 0 has no key"),
-        ([{"image": [b"GIF8"], "label": [1]}, {"image": [b"GIF8"]}], "1.parquet has no column"),
-        (
-            [{"image": [b"GIF8"], "label": [1]}, {"image": [b"GIF8"], "label": ["x"]}],
-            "'label' holds string in 1.parquet and int64 in 0.parquet: write them alike",
-        ),
-    ],
-)
-def test_tables_that_cannot_be_built_are_told(
-    parts: list[dict[str, Any]], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number, columns in enumerate(parts):
-        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
-    key = ["--key", "name"] if "name" in parts[0] else []
-    assert main_build([str(tmp_path), "--out", str(tmp_path / "out"), *key]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_the_columns_that_are_asked_for_are_taken(tmp_path: Path) -> None:
     rows = pa.table({
         "image": [bytes_of(n) for n in range(4)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
+from stoplab_platform.files import read_json
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_trainers.data.index import IMAGES, MOST_LABEL
 from stoplab_trainers.data.sources import (
@@ -136,6 +138,14 @@ class Table(Source):
         return numbers
 
 
+def noted(file: Path) -> dict[str, Any]:
+    """What a file of Hugging Face's says, if it is there; DataError where it is broken."""
+    try:
+        return read_json(file) or {}
+    except ValueError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
 class _Part:
     """A row group of a Parquet file, or a file of Arrow's stream format (mapped, not read)."""
 
@@ -154,18 +164,20 @@ class _Part:
     def column(self, name: str) -> pa.ChunkedArray:
         if self._group is None:
             return self._table[name]
-        return pq.ParquetFile(self.file).read_row_group(self._group, columns=[name])[name]
+        with _named(self.file):
+            return pq.ParquetFile(self.file).read_row_group(self._group, columns=[name])[name]
 
     def rows(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Those from ``start`` to before ``stop`` (or the end), few in memory at a time."""
         at = 0
-        for batch in self._batches(list(columns)):
-            if at + len(batch) > start:
-                skipped = max(0, start - at)
-                yield from batch.slice(skipped, max(0, stop - at - skipped)).to_pylist()
-            at += len(batch)
-            if at >= stop:
-                return
+        with _named(self.file):
+            for batch in self._batches(list(columns)):
+                if at + len(batch) > start:
+                    skipped = max(0, start - at)
+                    yield from batch.slice(skipped, max(0, stop - at - skipped)).to_pylist()
+                at += len(batch)
+                if at >= stop:
+                    return
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         if self._group is None:
@@ -181,11 +193,18 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _parts(file: Path) -> list[_Part]:
-    try:
+    with _named(file):
         if file.suffix == ".arrow":
             return [_Part(file)]
         return [_Part(file, group) for group in range(pq.read_metadata(file).num_row_groups)]
-    except (pa.ArrowInvalid, OSError) as error:
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """DataError, which names the file, of what pyarrow says of a broken one."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
@@ -193,10 +212,10 @@ def _class_names(schema: pa.Schema, folder: Path, label: str | None) -> list[str
     """What Hugging Face's features say, in the schema or in `dataset_info.json`."""
     note = (schema.metadata or {}).get(b"huggingface")
     features = json.loads(note).get("info", {}).get("features", {}) if note else {}
-    info = folder / "dataset_info.json"
-    if not features and info.exists():
-        features = json.loads(info.read_text()).get("features", {})
-    names = features.get(label or "", {}).get("names")
+    if not features:
+        features = noted(folder / "dataset_info.json").get("features") or {}
+    feature = features.get(label)  # of lists of classes it is a list
+    names = feature.get("names") if isinstance(feature, Mapping) else None
     return [str(name) for name in names] if names else None
 
 
