@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,25 @@ def test_whole_numbers_are_indices_though_written_as_fractions(kind: str, tmp_pa
     found = held(tmp_path / "out", tmp_path / "cache")
     assert found == {Path(path).read_bytes(): n for n, path in enumerate(paths)}
     assert read_listing(str(tmp_path / "out"), {}).sets["train"].classes is None
+
+
+def test_a_class_that_may_not_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def guarded(folder: str) -> Any:
+        if Path(folder).name in ("bee", "lost+found"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    images(tmp_path)
+    (tmp_path / "lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match="bee cannot be read: Permission denied"):
+        source_of(tmp_path, {})
+    (tmp_path / "bee").rename(tmp_path / "wasp")
+    assert source_of(tmp_path, {}).classes == ["ant", "cat", "wasp"]
 
 
 def test_the_columns_that_are_asked_for_are_taken(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from stoplab_trainers.data.index import IMAGES, MOST_LABEL, is_text
 
 Sample = tuple[str, dict[str, bytes]]
 """A key, and the members by extension."""
+OF_THE_DISK = "lost+found"  # root's alone, at the top of many disks
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
 
 
@@ -94,7 +95,10 @@ class Files(Source):
 
 
 def files_below(root: Path) -> Files:
-    """A folder's images; where all lie in sub-folders, the first one's name is the class."""
+    """A folder's images; where all lie in sub-folders, the first one's name is the class.
+
+    DataError where it holds none, or a part of it may not be read.
+    """
     paths = sorted(_images(root))
     if not paths:
         raise DataError(f"{root} holds no image ({', '.join(sorted(IMAGES))})")
@@ -109,15 +113,19 @@ def files_below(root: Path) -> Files:
 
 def _images(root: Path) -> Iterator[Path]:
     """Links are followed, for folders of classes often are some; no folder is entered twice."""
+
+    def refuse(error: OSError) -> None:  # a class would be missing, and nobody told
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
     seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         # Sorted: of two links to one folder the first one counts, on every file system.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != OF_THE_DISK)
         for name in names:
             if not name.startswith(".") and extension_of(Path(name)) in IMAGES:
                 yield Path(folder, name)
