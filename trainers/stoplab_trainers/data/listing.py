@@ -93,6 +93,13 @@ def listed(names: Iterable[str], options: Options) -> dict[str, ListedShard]:
     }
 
 
+def class_names(shard: str, options: Options) -> Sequence[str]:
+    """Those of the set of a shard (a path or URL), in the order of their indices; () if unknown."""
+    folder, file = _place(shard)
+    known = read_listing(folder, options).sets.get(file.rpartition("-")[0])
+    return known.classes or () if known else ()
+
+
 def _place(name: str) -> tuple[str, str]:
     """The folder and the file of a path or URL; what follows a URL's `?` is of neither."""
     folder, _, file = (name.partition("?")[0] if "://" in name else name).rpartition("/")

@@ -18,7 +18,7 @@ from stoplab_platform.remote import Options
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_trainers.data.copies import Shard
-from stoplab_trainers.data.listing import read_listing, read_rows, rows, rows_by_shard
+from stoplab_trainers.data.listing import class_names, read_rows, rows, rows_by_shard
 from stoplab_trainers.data.tool import run
 from stoplab_trainers.data.urls import shards_of
 
@@ -44,7 +44,7 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
     labels = rows["label"].drop_null().to_numpy()
     found, times = np.unique(labels, return_counts=True)
     counts = dict(zip(found.tolist(), times.tolist(), strict=True))
-    names = _class_names(shards[0].name, secret)
+    names = class_names(shards[0].name, secret)
     spread = {name: int(np.quantile(sizes, q)) for name, q in QUANTILES.items()}
     return {
         "shards": len(shards),
@@ -58,13 +58,6 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
             for number in sorted({*range(len(names)), *counts})
         },
     }
-
-
-def _class_names(shard: str, options: Options) -> Sequence[str]:
-    """Those of the shard's set, if it names some."""
-    folder, _, file = shard.rpartition("/")
-    known = read_listing(folder, options).sets.get(file.rpartition("-")[0])
-    return known.classes or () if known else ()
 
 
 def _rows_of(shards: Sequence[Shard], options: Options) -> pa.Table:
