@@ -21,6 +21,11 @@ from stoplab_trainers.data.build import main as build
         ([{"image": [b"GIF8"], "label": [1 << 40]}], "row 0 has the label 1099511627776"),
         ([{"image": [b"GIF8"], "label": [0.5]}], "the label 0.5 is no whole number"),
         ([{"image": [b"GIF8"], "name": [None]}], "row 0 has no key"),
+        ([{"image": [b"GIF8"], "name": ["a/"]}], "row 0 would get the key 'a/', which"),
+        (
+            [{"image": [b"GIF8"], "name": ["a.b"]}, {"image": [b"GIF8"], "name": ["a_b"]}],
+            "rows 0 and 1 would both get the key 'a_b'",
+        ),
         ([{"image": [b"GIF8"], "label": [1]}, {"image": [b"GIF8"]}], "1.parquet has no column"),
         (
             [{"image": [b"GIF8"], "label": [1]}, {"image": [b"GIF8"], "label": ["x"]}],
@@ -36,6 +41,7 @@ def test_tables_that_cannot_be_built_are_told(
     key = ["--key", "name"] if "name" in parts[0] else []
     assert build([str(tmp_path), "--out", str(tmp_path / "out"), *key]) == 2
     assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 @pytest.mark.parametrize("where", ["within", "notes", "classes"])

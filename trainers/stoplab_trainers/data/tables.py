@@ -56,6 +56,8 @@ class Table(Source):
         self._label = column(schema, columns, "label", LABEL_COLUMNS)
         self._key = column(schema, columns, "key", ())
         self._check_columns(files[0])
+        if self._key:
+            self._check_keys(self._key)
         self.classes = _class_names(schema, files[0].parent, self._label)
         self._files = files
         self._numbers = self._class_numbers()
@@ -98,12 +100,7 @@ class Table(Source):
                     f"row {number} has the label {label}; a class index is 0 to {MOST_LABEL}"
                 )
             members = {"cls": str(label).encode(), **members}
-        if self._key and row[self._key] is None:
-            raise DataError(f"row {number} has no key (column {self._key!r})")
-        key = plain_key(str(row[self._key])) if self._key else f"{number:09d}"
-        if why := why_no_key(key):
-            raise DataError(f"row {number} would get the key {key!r}, {why}")
-        return key, members
+        return plain_key(str(row[self._key])) if self._key else f"{number:09d}", members
 
     def _check_columns(self, first: Path) -> None:
         """DataError where a part has not those of the first one, or no images' bytes."""
@@ -117,6 +114,19 @@ class Table(Source):
                     f"{part.file}: the column {self._image!r} holds {kind}, no images' bytes; "
                     "where it holds paths, give the file itself, and the column by --image"
                 )
+
+    def _check_keys(self, name: str) -> None:
+        """DataError where two rows would get one key, or a row none."""
+        words = (word for part in self._parts for word in part.column(name).to_pylist())
+        rows: dict[str, int] = {}
+        for row, word in enumerate(words):
+            if word is None:
+                raise DataError(f"row {row} has no key (column {name!r})")
+            key = plain_key(str(word))
+            if why := why_no_key(key):
+                raise DataError(f"row {row} would get the key {key!r}, {why}")
+            if (other := rows.setdefault(key, row)) != row:
+                raise DataError(f"rows {other} and {row} would both get the key {key!r}")
 
     def _class_numbers(self) -> dict[Any, int] | None:
         """Index by label, where labels are not integers."""
