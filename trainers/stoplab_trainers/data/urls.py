@@ -114,7 +114,13 @@ def _listed(name: str, options: Options) -> list[str]:
         return _listed_remote(name, options)
     path = Path(name).expanduser()
     if has_magic(name) and not path.exists():
-        found = sorted(glob(str(path)))
+        folder = path.parent
+        # A folder that is there is meant as it is called, though it has brackets.
+        found = sorted(
+            (str(folder / file) for file in glob(path.name, root_dir=folder))
+            if folder.is_dir()
+            else glob(str(path))
+        )
     elif path.is_dir():
         found = [str(file) for file in shards_in(path)]
     else:
