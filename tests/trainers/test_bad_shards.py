@@ -127,6 +127,25 @@ def test_an_index_that_is_none_is_passed_over(tmp_path: Path, cache: Path) -> No
         assert ShardSet.open(str(path), cache).counts == (6,)
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_a_shard_that_may_not_be_read(
+    index: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shard(tmp_path / "a.tar", range(6))
+    if index:
+        listed(path)
+    opened = Path.open
+
+    def guarded(file: Path, *words: Any, **named: Any) -> Any:
+        if file == path:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *words, **named)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    with pytest.raises(DataError, match=r"a\.tar cannot be read: Permission denied"):
+        ShardSet.open(str(path), cache).read(0)
+
+
 def test_a_listed_shard_that_is_gone(
     tmp_path: Path, cache: Path, verified: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
