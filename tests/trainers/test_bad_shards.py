@@ -36,7 +36,7 @@ def cache(tmp_path: Path) -> Path:
 def verified(capsys: pytest.CaptureFixture[str]) -> Any:
     """Problems that `verify` finds, as text, and its exit code."""
 
-    def look(place: Path, *words: str) -> tuple[str, int]:
+    def look(place: Path | str, *words: str) -> tuple[str, int]:
         capsys.readouterr()
         code = verify([str(place), *words, "--json"])
         told = json.loads(capsys.readouterr().out)
@@ -127,12 +127,36 @@ def test_an_index_that_is_none_is_passed_over(tmp_path: Path, cache: Path) -> No
         assert ShardSet.open(str(path), cache).counts == (6,)
 
 
-def test_a_listed_shard_that_is_gone(tmp_path: Path, cache: Path, verified: Any) -> None:
+@pytest.mark.parametrize("index", [True, False])
+def test_a_shard_that_may_not_be_read(
+    index: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shard(tmp_path / "a.tar", range(6))
+    if index:
+        listed(path)
+    opened = Path.open
+
+    def guarded(file: Path, *words: Any, **named: Any) -> Any:
+        if file == path:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *words, **named)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    with pytest.raises(DataError, match=r"a\.tar cannot be read: Permission denied"):
+        ShardSet.open(str(path), cache).read(0)
+
+
+def test_a_listed_shard_that_is_gone(
+    tmp_path: Path, cache: Path, verified: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard(tmp_path / "b.tar", range(6, 9))
     listed(shard(tmp_path / "a.tar", range(6)))
     (tmp_path / "a.tar").unlink()
-    found, code = verified(tmp_path)
-    assert (code, found) == (1, "its index.json lists it, and it is gone")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (tmp_path, f"file://{tmp_path}", "~", "~/*.tar", f"{tmp_path}/[ab].tar"):
+        found, code = verified(place)
+        assert (code, found) == (1, "its index.json lists it, and it is gone")
+    assert verified(tmp_path / "[b-z].tar") == ("", 0)
     assert ShardSet.open(str(tmp_path), cache).counts == (3,)
 
 

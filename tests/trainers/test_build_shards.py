@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,9 @@ def test_what_is_built_is_not_built_again_nor_overwritten(
     )
     build(source, out, RECIPE)
     assert written == []
+    (lost := out / "train-000001.tar").unlink()
+    assert build(source, out, RECIPE).sets["train"].samples == COUNT
+    assert written == [lost]
     other = Recipe("train", 6, 0)
     with pytest.raises(DataError, match="of the name 'train'; --force replaces them"):
         build(source, out, other)
@@ -212,6 +216,10 @@ def test_two_sets_share_a_folder_and_its_index(tmp_path: Path) -> None:
         ({"list.csv": b"path\ngone.jpg\n"}, "gone.jpg cannot be read"),
         ({"list.csv": b"path,label\n"}, "list.csv holds no rows"),
         ({"list.csv": b"path,label\na.jpg,\nb.jpg,1\n"}, "row 0 has no label"),
+        ({"list.csv": b"path,label\na.jpg,ant\nb.jpg,\n"}, "row 1 has no label"),
+        ({"list.csv": b"path,label\na.jpg,0.5\n"}, "the label 0.5 is no whole number"),
+        ({"list.csv": b"path,label\na.jpg,\xe9\n"}, "'label' holds binary, no class indices or"),
+        ({"list.csv": b"path,path\na.jpg,a.jpg\n"}, "2 columns are called 'path'"),
         ({"list.csv": b"path,label\na.jpg,4\nb.jpg,-1\n"}, "row 1 has the label -1"),
         ({"list.csv": b"path,label\na.jpg,1000000000\n"}, "index is 0 to 999999999"),
         ({"a/__x__.jpg": b"x"}, "the key 'a/__x__', which readers of WebDataset pass over"),
@@ -233,6 +241,42 @@ def test_what_cannot_be_built_is_told(
     place = root / only if only.startswith("list") else root
     assert main_build([str(place), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["csv", "paths", "rows"])
+def test_whole_numbers_are_indices_though_written_as_fractions(kind: str, tmp_path: Path) -> None:
+    """As pandas does where some rows have none."""
+    images(tmp_path)
+    numbers = [float(n) for n in range(COUNT)]
+    paths = sorted(str(path) for path in tmp_path.glob("*/im.*"))
+    column = [Path(path).read_bytes() for path in paths] if kind == "rows" else paths
+    rows = pa.table({"file": column, "label": numbers})
+    place = tmp_path / ("list.csv" if kind == "csv" else "list.parquet")
+    pa.csv.write_csv(rows, place) if kind == "csv" else pq.write_table(rows, place)
+    args = [str(place), "--image", "file", "--out", str(tmp_path / "out"), "--json"]
+    assert main_build(args) == 0
+    found = held(tmp_path / "out", tmp_path / "cache")
+    assert found == {Path(path).read_bytes(): n for n, path in enumerate(paths)}
+    assert read_listing(str(tmp_path / "out"), {}).sets["train"].classes is None
+
+
+def test_a_class_that_may_not_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def guarded(folder: str) -> Any:
+        if Path(folder).name in ("bee", "lost+found"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    images(tmp_path)
+    (tmp_path / "lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match="bee cannot be read: Permission denied"):
+        source_of(tmp_path, {})
+    (tmp_path / "bee").rename(tmp_path / "wasp")
+    assert source_of(tmp_path, {}).classes == ["ant", "cat", "wasp"]
 
 
 def test_the_columns_that_are_asked_for_are_taken(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stoplab_platform.errors import DataError
 from stoplab_platform.specs.data import DataSpec, EvalDataSpec
 from stoplab_platform.specs.evals import KnnEval, LinearEval, LocationEval, LowShotEval, Protocol
+from stoplab_trainers.data.build import main as build
 from stoplab_trainers.data.decode import decode, whole
 from stoplab_trainers.data.loader import normalise
 from stoplab_trainers.data.shards import ShardSet
@@ -27,7 +28,7 @@ from stoplab_trainers.evals.logistic import fit_path
 from stoplab_trainers.evals.low_shot import draw_rows
 from stoplab_trainers.evals.splits import hash_split
 from stoplab_trainers.evals.suite import Splits, evaluate, load_splits, outcomes, pixel_encoder
-from support_shards import shard, three_shards
+from support_shards import encoded, picture, shard, three_shards
 
 KNN, LINEAR = KnnEval(kind="knn"), LinearEval(kind="linear")
 LOW_SHOT = LowShotEval(kind="low_shot", per_class=5, draws=2)
@@ -125,6 +126,19 @@ def test_a_split_without_labels_is_refused_by_name(tmp_path: Path) -> None:
     path = str(shard(tmp_path / "a.tar", range(4), labels=False))
     with pytest.raises(DataError, match=r"'s0000' in .*a\.tar has none"):
         load_splits(EvalDataSpec(train=path, test=path), 12, tmp_path / "cache")
+
+
+def test_an_index_of_two_classes_is_refused(tmp_path: Path) -> None:
+    for split, classes in {"train": "abc", "fewer": "ab", "test": "ac"}.items():
+        for n, name in enumerate(classes):
+            (folder := tmp_path / split / name).mkdir(parents=True)
+            (folder / f"{n}.png").write_bytes(encoded(picture(n)))
+        assert build([str(tmp_path / split), f"--out={tmp_path}", f"--name={split}"]) == 0
+    train, fewer, test = (str(tmp_path / f"{one}-*.tar") for one in ("train", "fewer", "test"))
+    load_splits(EvalDataSpec(train=train, val=fewer, test=fewer), 12, tmp_path / "cache")
+    for val in (None, fewer):
+        with pytest.raises(DataError, match=r"class 1 is 'b' in the training .* 'c' in the test"):
+            load_splits(EvalDataSpec(train=train, val=val, test=test), 12, tmp_path / "cache")
 
 
 def test_a_split_too_large_for_memory_shows_the_same_images(

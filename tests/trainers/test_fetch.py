@@ -19,6 +19,7 @@ from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_trainers.data.build import main as build
 from stoplab_trainers.data.shards import ShardSet
+from stoplab_trainers.data.stats import main as stats
 from support_faults import Faults, faulty
 from support_s3 import BUCKET, OPTIONS, bucket, http_server
 from support_shards import encoded, picture, shard, three_shards
@@ -247,6 +248,9 @@ def test_what_follows_the_question_mark_is_no_pattern_and_no_place(
         name = f"{server.url}/part-{{000000..000002}}.tar?signature=a/b=="
         shards = ShardSet.open(name, cache)
         assert [path for path in server.asked if not path.endswith("/index.json")] == []
+        server.asked.clear()
+        assert stats([name]) == 0
+        assert {path.rpartition("/")[2] for path in server.asked} == {"index.json", "index.parquet"}
         assert_whole(shards)
 
 

@@ -73,8 +73,11 @@ def test_bytes_behind_the_end_are_no_rows() -> None:
     assert_same_rows(encoded(noisy(1), "jpeg") + bytes(10))
 
 
-def test_what_is_cut_short_is_refused_though_the_rows_asked_for_are_there() -> None:
-    photo = encoded(noisy(1), "jpeg")
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
+def test_what_is_cut_short_is_refused_though_the_rows_asked_for_are_there(
+    options: dict[str, object],
+) -> None:
+    photo = encoded(noisy(1), "jpeg", **options)
     for length in range(len(photo)):
         with pytest.raises(ValueError):  # noqa: PT011
             jpeg.decode_top(photo[:length], (HEIGHT, WIDTH), 8)
@@ -83,13 +86,13 @@ def test_what_is_cut_short_is_refused_though_the_rows_asked_for_are_there() -> N
 @settings(deadline=None, max_examples=300)
 @given(
     st.integers(0, 20), st.floats(0, 1), st.binary(min_size=1, max_size=3),
-    st.sampled_from(["4:4:4", "4:2:0"]),
+    st.sampled_from(["4:4:4", "4:2:0"]), st.sampled_from([0, 1]),
 )  # fmt: skip
 def test_a_broken_jpeg_gives_the_crop_that_it_would_give_whole(
-    seed: int, place: float, others: bytes, subsampling: str
+    seed: int, place: float, others: bytes, subsampling: str, restarts: int
 ) -> None:
     """Or is refused as it would be."""
-    photo = encoded(noisy(1), "jpeg", subsampling=subsampling)
+    photo = encoded(noisy(1), "jpeg", subsampling=subsampling, restart_marker_rows=restarts)
     at = 2 + int(place * (len(photo) - 2 - len(others)))
     broken = photo[:at] + others + photo[at + len(others) :]
     u, data = np.random.default_rng(seed).random(NUM_UNIFORMS), DataSpec(train="x", image_size=32)

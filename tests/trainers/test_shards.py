@@ -44,7 +44,7 @@ def test_a_set_counts_names_labels_and_reads_its_samples(tmp_path: Path, cache: 
 def test_every_way_to_name_shards_gives_the_same_set(
     form: str, tmp_path: Path, cache: Path
 ) -> None:
-    folder = tmp_path / "set"
+    folder = tmp_path / "set [1]"
     folder.mkdir()
     braces = three_shards(folder)
     urls = {

@@ -31,13 +31,12 @@ from pyarrow.csv import ConvertOptions
 
 from stoplab_platform.errors import DataError, DataMissing
 from stoplab_platform.exits import Exit
-from stoplab_platform.files import read_json
 from stoplab_platform.settings import Settings
 from stoplab_trainers.data.building import Recipe, build, described
 from stoplab_trainers.data.copies import shard_of
 from stoplab_trainers.data.listing import ListedShard, Listing, add_to_listing, own_listing
-from stoplab_trainers.data.sources import Source, files_below, files_of_manifest
-from stoplab_trainers.data.tables import Table
+from stoplab_trainers.data.sources import Source, files_below, files_of_manifest, holds_files
+from stoplab_trainers.data.tables import Table, noted
 from stoplab_trainers.data.tool import bar, run
 from stoplab_trainers.data.urls import ENDINGS, shards_in
 
@@ -91,7 +90,7 @@ def source_of(place: Path, columns: Mapping[str, str]) -> Source:
 
 def _tables(folder: Path) -> list[Path]:
     """Those that `Dataset.save_to_disk` names, for others beside them are copies; or all."""
-    saved = (read_json(folder / "state.json") or {}).get("_data_files", [])
+    saved = noted(folder / "state.json").get("_data_files", [])
     return (
         [folder / one["filename"] for one in saved]
         or sorted(folder.glob("*.arrow"))
@@ -108,7 +107,8 @@ def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
             return files_of_manifest(path, read, columns)
         if path.suffix != ".parquet":
             raise DataError(f"{path}: give a folder, a .csv or a .parquet file")
-        if "path" in pq.read_schema(path).names and "image" not in columns:
+        schema, named = pq.read_schema(path), columns.get("image", "path")
+        if named in schema.names and not holds_files(schema.field(schema.names.index(named)).type):
             return files_of_manifest(path, pq.read_table(path), columns)
     except ArrowInvalid as error:
         raise DataError(f"{path} cannot be read: {error}") from error

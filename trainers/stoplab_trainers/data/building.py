@@ -87,7 +87,7 @@ def build(
         before = own_listing(out)
         if not force and _is_built(out, before, recipe.name, digest):
             return before
-        notes = _begin(out, recipe.name, digest, force=force)
+        notes = _begin(out, before, recipe.name, digest, force=force)
         made = list(_made(source, out, recipe, notes, threads or os.cpu_count() or 1, told))
         kept = ListedSet(
             samples=sum(shard.samples for shard, _ in made),
@@ -116,17 +116,21 @@ def described(path: Path, plain: Path | None = None) -> Made:
 
 
 def _is_built(out: Path, listing: Listing, name: str, digest: str) -> bool:
-    known = listing.sets.get(name)
-    if known is None or known.recipe != digest:
+    if not _has_recipe(listing, name, digest):
         return False
     own = [shard for shard in listing.shards if _is_of(shard.name, name)]
-    return sum(shard.samples for shard in own) == known.samples and all(
+    return sum(shard.samples for shard in own) == listing.sets[name].samples and all(
         (out / shard.name).is_file() and (out / shard.name).stat().st_size == shard.bytes
         for shard in own
     )
 
 
-def _begin(out: Path, name: str, digest: str, *, force: bool) -> Path:
+def _has_recipe(listing: Listing, name: str, digest: str) -> bool:
+    known = listing.sets.get(name)
+    return known is not None and known.recipe == digest
+
+
+def _begin(out: Path, before: Listing, name: str, digest: str, *, force: bool) -> Path:
     """The folder of notes; DataError where shards of another build would be mixed up with it."""
     notes = out / f".build-{name}"
     for draft in out.glob(f".{name}-*.tar.*"):  # of a build that was killed
@@ -134,6 +138,12 @@ def _begin(out: Path, name: str, digest: str, *, force: bool) -> Path:
             draft.unlink()
     begun = read_json(notes / "recipe.json")
     if begun == {"recipe": digest}:
+        return notes
+    if not force and _has_recipe(before, name, digest):  # it was built, and a shard is gone
+        for shard in before.shards:
+            if _is_of(shard.name, name):
+                write_json(notes / f"{shard.name}.json", shard.model_dump(mode="json"))
+        write_json(notes / "recipe.json", {"recipe": digest})
         return notes
     there = [path for path in sorted(out.glob(f"{name}-*.tar")) if _is_of(path.name, name)]
     if (there or begun) and not force:

@@ -69,7 +69,7 @@ def index_of(identity: str, path: Callable[[], Path], name: str, cache: Path) ->
 
 
 def read_index(path: Path, name: str | None = None) -> ShardIndex:
-    """Walk a tar's headers; DataError where it is no tar, or a sample has no image.
+    """Walk a tar's headers; DataError where it cannot be read, or a sample has no image.
 
     ``name``: what errors call it.
     """
@@ -82,6 +82,8 @@ def read_index(path: Path, name: str | None = None) -> ShardIndex:
             _check_end(walk.name, file, tar.offset)
     except DataError:
         raise
+    except PermissionError as error:
+        raise DataError(f"{walk.name} cannot be read: {error.strerror}") from error
     except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: of broken headers
         raise DataError(f"{walk.name} is no readable tar: {error}") from error
     return walk.result()

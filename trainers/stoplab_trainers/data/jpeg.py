@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 MOST_PIXELS = 89_478_485  # where PIL warns of decompression bombs: 256 MiB in RGB
-START = b"\xff\xd8"
+START, END = b"\xff\xd8", b"\xff\xd9"
 BASELINE = b"\xff\xc0"  # the header of a frame whose rows come from top to bottom
 BEFORE_FRAME = {bytes((0xFF, code)) for code in (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))}
 """Segments with a length: tables, the restart interval, comments, applications' own."""
@@ -64,11 +64,15 @@ def _decode(
 
 
 def _with_height(data: bytes, height: int) -> bytearray | None:
-    """A baseline JPEG with another height in its header; None for any other."""
+    """A baseline JPEG with another height in its header; None for any other, and without an end.
+
+    With restarts libjpeg stops at the next one, and would not come upon the end that is missing:
+    whether a JPEG can be read would depend on the crop.
+    """
     at = len(START)
     while (marker := data[at : at + 2]) in BEFORE_FRAME:
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    if marker != BASELINE:
+    if marker != BASELINE or data.rfind(END, at) < 0:
         return None
     changed = bytearray(data)
     changed[at + 5 : at + 7] = height.to_bytes(2)  # after marker, length and precision

@@ -83,7 +83,7 @@ class Listing(BaseModel):
 
 def listed(names: Iterable[str], options: Options) -> dict[str, ListedShard]:
     """Those shards, by path or URL, that the listings beside them know."""
-    places = {name: _place(name) for name in names}
+    places = {name: place_of(name) for name in names}
     folders = {folder for folder, _ in places.values()}
     known = {folder: read_listing(folder, options).by_name() for folder in folders}
     return {
@@ -93,10 +93,17 @@ def listed(names: Iterable[str], options: Options) -> dict[str, ListedShard]:
     }
 
 
-def _place(name: str) -> tuple[str, str]:
+def place_of(name: str) -> tuple[str, str]:
     """The folder and the file of a path or URL; what follows a URL's `?` is of neither."""
     folder, _, file = (name.partition("?")[0] if "://" in name else name).rpartition("/")
     return folder, file
+
+
+def class_names(shard: str, options: Options) -> Sequence[str]:
+    """Those of the set of a shard (a path or URL), in the order of their indices; () if unknown."""
+    folder, file = place_of(shard)
+    known = read_listing(folder, options).sets.get(file.rpartition("-")[0])
+    return known.classes or () if known else ()
 
 
 def read_listing(folder: str, options: Options) -> Listing:

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
+from stoplab_platform.remote import Options
 from stoplab_trainers.data.cache import again
 from stoplab_trainers.data.copies import Shard
 from stoplab_trainers.data.index import MASK, UNLABELLED, ShardIndex
+from stoplab_trainers.data.listing import class_names
 from stoplab_trainers.data.urls import check_one_set, shards_of
 
 MOST_OPEN = 128
@@ -72,6 +74,10 @@ class ShardSet:
         """The samples' class indices; None unless every sample has one."""
         labels = np.concatenate([index.labels for index in self._every_index()])
         return None if (labels == UNLABELLED).any() else labels
+
+    def class_names(self, options: Options) -> Sequence[str]:
+        """In the order of their indices, as the first shard's listing tells them; () if unknown."""
+        return class_names(self._shards[0].name, options)
 
     @property
     def unlabelled(self) -> str | None:

@@ -20,6 +20,7 @@ from stoplab_trainers.data.index import IMAGES, MOST_LABEL, is_text
 
 Sample = tuple[str, dict[str, bytes]]
 """A key, and the members by extension."""
+OF_THE_DISK = "lost+found"  # root's alone, at the top of many disks
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
 
 
@@ -94,7 +95,10 @@ class Files(Source):
 
 
 def files_below(root: Path) -> Files:
-    """A folder's images; where all lie in sub-folders, the first one's name is the class."""
+    """A folder's images; where all lie in sub-folders, the first one's name is the class.
+
+    DataError where it holds none, or a part of it may not be read.
+    """
     paths = sorted(_images(root))
     if not paths:
         raise DataError(f"{root} holds no image ({', '.join(sorted(IMAGES))})")
@@ -109,15 +113,19 @@ def files_below(root: Path) -> Files:
 
 def _images(root: Path) -> Iterator[Path]:
     """Links are followed, for folders of classes often are some; no folder is entered twice."""
+
+    def refuse(error: OSError) -> None:  # a class would be missing, and nobody told
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
     seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         # Sorted: of two links to one folder the first one counts, on every file system.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != OF_THE_DISK)
         for name in names:
             if not name.startswith(".") and extension_of(Path(name)) in IMAGES:
                 yield Path(folder, name)
@@ -125,9 +133,11 @@ def _images(root: Path) -> Iterator[Path]:
 
 def files_of_manifest(path: Path, table: pa.Table, columns: Mapping[str, str]) -> Files:
     """The images that a table names by their paths, seen from the file at ``path``."""
-    named = columns.get("image", "path")
-    if named not in table.column_names:
-        raise DataError(f"{path} has no column {named!r}; it has {table.column_names}")
+    if odd := [name for name in table.column_names if name != name.strip()]:
+        raise DataError(f"{path}: columns {odd} have a space at an end: write the header without")
+    named = column(table.schema, columns, "image", ("path",))
+    if named is None:
+        raise DataError(f"{path} has no column 'path'; it has {table.column_names}")
     if not len(table):
         raise DataError(f"{path} holds no rows")
     words = [str(word) for word in table[named].to_pylist()]
@@ -137,42 +147,67 @@ def files_of_manifest(path: Path, table: pa.Table, columns: Mapping[str, str]) -
             raise DataError(f"{path}: {word!r} is no image ({', '.join(sorted(IMAGES))})")
     key = column(table.schema, columns, "key", ("key",))
     stems = [Path(word).with_suffix("").as_posix() for word in words]
-    keys = [str(one) for one in table[key].to_pylist()] if key else stems
+    keys = ["" if n is None else str(n) for n in table[key].to_pylist()] if key else stems
     label = column(table.schema, columns, "label", LABEL_COLUMNS)
-    labels, classes = _numbered(path, table[label]) if label else (None, None)
+    labels, classes = _numbered(path, label, table[label]) if label else (None, None)
     return Files(paths, [plain_key(one) for one in keys], labels, classes)
 
 
-def _numbered(path: Path, labels: pa.ChunkedArray) -> tuple[list[int], list[str] | None]:
+def _numbered(path: Path, name: str, labels: pa.ChunkedArray) -> tuple[list[int], list[str] | None]:
     """Class indices, and the sorted names where the labels are names."""
     words = labels.to_pylist()
-    if labels.null_count:
-        raise DataError(f"{path}: row {words.index(None)} has no label; give all or none")
+    for row, word in enumerate(words):
+        if word in (None, ""):
+            raise DataError(f"{path}: row {row} has no label; give all or none")
+    names = None
     if not pa.types.is_integer(labels.type):
-        number = class_numbers(words)
-        return [number[str(word)] for word in words], list(number)
+        numbers, names = class_numbers(f"{path}: the column {name!r}", labels.type, words)
+        words = [numbers[word] for word in words]
     for row, word in enumerate(words):
         if not 0 <= word <= MOST_LABEL:
             raise DataError(
                 f"{path}: row {row} has the label {word}; a class index is 0 to {MOST_LABEL}"
             )
-    return words, None
+    return words, names
 
 
-def class_numbers(names: Iterable[Any]) -> dict[str, int]:
-    """Index by name, in the order of the names."""
-    return {name: i for i, name in enumerate(sorted({str(name) for name in names}))}
+def class_numbers(
+    what: str, kind: pa.DataType, labels: Iterable[Any]
+) -> tuple[dict[Any, int], list[str] | None]:
+    """Index by label; and the names in their order, where the labels are names.
+
+    Fractions that are whole are indices: so pandas writes those of a column in which some are
+    missing. DataError, which begins with ``what``, where labels are neither.
+    """
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        raise DataError(f"{what} holds {kind}, no class indices or names")
+    if pa.types.is_floating(kind):
+        found = set(labels)
+        if odd := [label for label in found if not float(label).is_integer()]:
+            raise DataError(f"{what}: the label {odd[0]} is no whole number, as an index is")
+        return {label: int(label) for label in found}, None
+    words = {label: str(label) for label in labels}
+    names = sorted(set(words.values()))
+    number = {name: i for i, name in enumerate(names)}
+    return {label: number[word] for label, word in words.items()}, names
 
 
 def column(
     schema: pa.Schema, columns: Mapping[str, str], what: str, usual: Sequence[str]
 ) -> str | None:
     """The name of a column: as asked for, or a usual one that is there."""
-    if what in columns:
-        if columns[what] not in schema.names:
-            raise DataError(f"there is no column {columns[what]!r}; there are {schema.names}")
-        return columns[what]
-    return next((name for name in usual if name in schema.names), None)
+    if what in columns and columns[what] not in schema.names:
+        raise DataError(f"there is no column {columns[what]!r}; there are {schema.names}")
+    found = columns.get(what) or next((name for name in usual if name in schema.names), None)
+    if found and (times := schema.names.count(found)) > 1:
+        raise DataError(f"{times} columns are called {found!r}: rename those that are not meant")
+    return found
+
+
+def holds_files(kind: pa.DataType) -> bool:
+    """Whether a column's rows are files' bytes, or `{bytes, path}`."""
+    is_some = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return pa.types.is_struct(kind) or any(one(kind) for one in is_some)
 
 
 def extension_of(path: Path) -> str:

@@ -18,7 +18,7 @@ from stoplab_platform.remote import Options
 from stoplab_platform.secret_store import Secrets
 from stoplab_platform.settings import Settings
 from stoplab_trainers.data.copies import Shard
-from stoplab_trainers.data.listing import read_listing, read_rows, rows, rows_by_shard
+from stoplab_trainers.data.listing import class_names, place_of, read_rows, rows, rows_by_shard
 from stoplab_trainers.data.tool import run
 from stoplab_trainers.data.urls import shards_of
 
@@ -44,7 +44,7 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
     labels = rows["label"].drop_null().to_numpy()
     found, times = np.unique(labels, return_counts=True)
     counts = dict(zip(found.tolist(), times.tolist(), strict=True))
-    names = _class_names(shards[0].name, secret)
+    names = class_names(shards[0].name, secret)
     spread = {name: int(np.quantile(sizes, q)) for name, q in QUANTILES.items()}
     return {
         "shards": len(shards),
@@ -60,21 +60,14 @@ def _stats(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _class_names(shard: str, options: Options) -> Sequence[str]:
-    """Those of the shard's set, if it names some."""
-    folder, _, file = shard.rpartition("/")
-    known = read_listing(folder, options).sets.get(file.rpartition("-")[0])
-    return known.classes or () if known else ()
-
-
 def _rows_of(shards: Sequence[Shard], options: Options) -> pa.Table:
     """A row a sample (`listing.COLUMNS`): from the `index.parquet` beside them, or the tars."""
-    folders = {shard.name.rpartition("/")[0] for shard in shards if shard.listed}
+    folders = {place_of(shard.name)[0] for shard in shards if shard.listed}
     found = {folder: read_rows(folder, options) for folder in folders}
     known = {folder: rows_by_shard(table) for folder, table in found.items() if table is not None}
     tables = []
     for shard in shards:
-        folder, _, file = shard.name.rpartition("/")
+        folder, file = place_of(shard.name)
         own = known.get(folder, {}).get(file)
         # A table that was not made with this listing tells nothing.
         fits = shard.listed and own is not None and len(own) == shard.listed.samples

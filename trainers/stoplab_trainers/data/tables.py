@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stoplab_platform.errors import DataError
+from stoplab_platform.files import read_json
 from stoplab_platform.specs.base import canonical_digest
-from stoplab_trainers.data.index import IMAGES
+from stoplab_trainers.data.index import IMAGES, MOST_LABEL
 from stoplab_trainers.data.sources import (
     LABEL_COLUMNS,
     Sample,
@@ -23,6 +25,7 @@ from stoplab_trainers.data.sources import (
     class_numbers,
     column,
     extension_of,
+    holds_files,
     plain_key,
     why_no_key,
 )
@@ -52,6 +55,9 @@ class Table(Source):
             raise DataError(f"{files[0]}: which column holds the images? It has {schema.names}")
         self._label = column(schema, columns, "label", LABEL_COLUMNS)
         self._key = column(schema, columns, "key", ())
+        self._check_columns(files[0])
+        if self._key:
+            self._check_keys(self._key)
         self.classes = _class_names(schema, files[0].parent, self._label)
         self._files = files
         self._numbers = self._class_numbers()
@@ -88,33 +94,73 @@ class Table(Source):
         members = {_kind(image, path, number): image}
         label = row[self._label] if self._label else None
         if label is not None:
-            label = self._numbers[str(label)] if self._numbers else label
+            label = self._numbers[label] if self._numbers else label
+            if label > MOST_LABEL:
+                raise DataError(
+                    f"row {number} has the label {label}; a class index is 0 to {MOST_LABEL}"
+                )
             members = {"cls": str(label).encode(), **members}
-        key = plain_key(str(row[self._key])) if self._key else f"{number:09d}"
-        if why := why_no_key(key):
-            raise DataError(f"row {number} would get the key {key!r}, {why}")
-        return key, members
+        return plain_key(str(row[self._key])) if self._key else f"{number:09d}", members
 
-    def _class_numbers(self) -> dict[str, int] | None:
-        """Index by name, where labels are names and not indices."""
+    def _check_columns(self, first: Path) -> None:
+        """DataError where a part has not those of the first one, or no images' bytes."""
+        for part in self._parts:
+            for name in filter(None, (self._image, self._label, self._key)):
+                if name not in part.schema.names:
+                    raise DataError(f"{part.file} has no column {name!r}, and {first.name} has one")
+            kind = part.schema.field(self._image).type
+            if not holds_files(kind):
+                raise DataError(
+                    f"{part.file}: the column {self._image!r} holds {kind}, no images' bytes; "
+                    "where it holds paths, give the file itself, and the column by --image"
+                )
+
+    def _check_keys(self, name: str) -> None:
+        """DataError where two rows would get one key, or a row none."""
+        words = (word for part in self._parts for word in part.column(name).to_pylist())
+        rows: dict[str, int] = {}
+        for row, word in enumerate(words):
+            if word is None:
+                raise DataError(f"row {row} has no key (column {name!r})")
+            key = plain_key(str(word))
+            if why := why_no_key(key):
+                raise DataError(f"row {row} would get the key {key!r}, {why}")
+            if (other := rows.setdefault(key, row)) != row:
+                raise DataError(f"rows {other} and {row} would both get the key {key!r}")
+
+    def _class_numbers(self) -> dict[Any, int] | None:
+        """Index by label, where labels are not integers."""
         if self._label is None:
             return None
-        kind = self._parts[0].schema.field(self._label).type
-        if pa.types.is_integer(kind):
+        kinds = [(part.file.name, part.schema.field(self._label).type) for part in self._parts]
+        kinds = [(file, kind) for file, kind in kinds if not pa.types.is_null(kind)]
+        unlike = {_is_number(kind): f"{kind} in {file}" for file, kind in reversed(kinds)}
+        if len(unlike) > 1:
+            held = " and ".join(unlike.values())
+            raise DataError(f"the column {self._label!r} holds {held}: write them alike")
+        others = [kind for _, kind in kinds if not pa.types.is_integer(kind)]
+        if not others:
             return None
-        if pa.types.is_nested(kind):
-            raise DataError(f"the column {self._label!r} holds {kind}, no class indices or names")
         columns = (part.column(self._label).unique() for part in self._parts)
-        numbers = class_numbers(name for one in columns for name in one.drop_null().to_pylist())
-        self.classes = list(numbers)
+        labels = (label for one in columns for label in one.drop_null().to_pylist())
+        numbers, names = class_numbers(f"the column {self._label!r}", others[0], labels)
+        self.classes = names or self.classes
         return numbers
+
+
+def noted(file: Path) -> dict[str, Any]:
+    """What a file of Hugging Face's says, if it is there; DataError where it is broken."""
+    try:
+        return read_json(file) or {}
+    except ValueError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
 
 
 class _Part:
     """A row group of a Parquet file, or a file of Arrow's stream format (mapped, not read)."""
 
     def __init__(self, file: Path, group: int | None = None) -> None:
-        self._file, self._group = file, group
+        self.file, self._group = file, group
         if group is None:
             self._table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
             self.schema, self._rows = self._table.schema, self._table.num_rows
@@ -128,34 +174,47 @@ class _Part:
     def column(self, name: str) -> pa.ChunkedArray:
         if self._group is None:
             return self._table[name]
-        return pq.ParquetFile(self._file).read_row_group(self._group, columns=[name])[name]
+        with _named(self.file):
+            return pq.ParquetFile(self.file).read_row_group(self._group, columns=[name])[name]
 
     def rows(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Those from ``start`` to before ``stop`` (or the end), few in memory at a time."""
         at = 0
-        for batch in self._batches(list(columns)):
-            if at + len(batch) > start:
-                skipped = max(0, start - at)
-                yield from batch.slice(skipped, max(0, stop - at - skipped)).to_pylist()
-            at += len(batch)
-            if at >= stop:
-                return
+        with _named(self.file):
+            for batch in self._batches(list(columns)):
+                if at + len(batch) > start:
+                    skipped = max(0, start - at)
+                    yield from batch.slice(skipped, max(0, stop - at - skipped)).to_pylist()
+                at += len(batch)
+                if at >= stop:
+                    return
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         if self._group is None:
             yield from self._table.select(columns).to_batches(max_chunksize=AT_ONCE)
             return
         # A row group may be as large as its file: it comes page by page.
-        with pq.ParquetFile(self._file, pre_buffer=False, buffer_size=PAGE) as file:
+        with pq.ParquetFile(self.file, pre_buffer=False, buffer_size=PAGE) as file:
             yield from file.iter_batches(AT_ONCE, row_groups=[self._group], columns=columns)
 
 
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
 def _parts(file: Path) -> list[_Part]:
-    try:
+    with _named(file):
         if file.suffix == ".arrow":
             return [_Part(file)]
         return [_Part(file, group) for group in range(pq.read_metadata(file).num_row_groups)]
-    except (pa.ArrowInvalid, OSError) as error:
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """DataError, which names the file, of what pyarrow says of a broken one."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
@@ -163,10 +222,10 @@ def _class_names(schema: pa.Schema, folder: Path, label: str | None) -> list[str
     """What Hugging Face's features say, in the schema or in `dataset_info.json`."""
     note = (schema.metadata or {}).get(b"huggingface")
     features = json.loads(note).get("info", {}).get("features", {}) if note else {}
-    info = folder / "dataset_info.json"
-    if not features and info.exists():
-        features = json.loads(info.read_text()).get("features", {})
-    names = features.get(label or "", {}).get("names")
+    if not features:
+        features = noted(folder / "dataset_info.json").get("features") or {}
+    feature = features.get(label)  # of lists of classes it is a list
+    names = feature.get("names") if isinstance(feature, Mapping) else None
     return [str(name) for name in names] if names else None
 
 

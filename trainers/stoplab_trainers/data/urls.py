@@ -104,21 +104,8 @@ def _expand(url: str, cache: Path, options: Options) -> Iterator[str]:
     if is_embedded(url):
         yield from (str(path) for path in embedded_shards(url, cache))
         return
-    for name in _spelled_out(url):
+    for name in spelled_out(url):
         yield from _listed(name.removeprefix(FILE), options)
-
-
-def _spelled_out(url: str) -> list[str]:
-    """The names that a name's braces stand for."""
-    try:
-        # Before they are: a range is written out as a whole.
-        longest = max((abs(int(b) - int(a)) for a, b in RANGE.findall(url)), default=0)
-        names = list(islice(braceexpand(url), MOST_SHARDS + 1)) if longest < MOST_SHARDS else None
-    except ValueError as error:
-        raise DataError(f"{url!r}: {error}") from error
-    if names is None or len(names) > MOST_SHARDS:
-        raise DataError(f"{url!r} stands for more than {MOST_SHARDS} shards")
-    return names
 
 
 def _listed(name: str, options: Options) -> list[str]:
@@ -127,7 +114,13 @@ def _listed(name: str, options: Options) -> list[str]:
         return _listed_remote(name, options)
     path = Path(name).expanduser()
     if has_magic(name) and not path.exists():
-        found = sorted(glob(str(path)))
+        folder = path.parent
+        # A folder that is there is meant as it is called, though it has brackets.
+        found = sorted(
+            (str(folder / file) for file in glob(path.name, root_dir=folder))
+            if folder.is_dir()
+            else glob(str(path))
+        )
     elif path.is_dir():
         found = [str(file) for file in shards_in(path)]
     else:
@@ -141,6 +134,19 @@ def shards_in(folder: Path) -> list[Path]:
     """The shards that lie in a folder, sorted; hidden files are none."""
     files = (file for file in folder.iterdir() if file.name.endswith(ENDINGS))
     return sorted(file for file in files if not file.name.startswith("."))
+
+
+def spelled_out(url: str) -> list[str]:
+    """The names that a name's braces stand for; DataError where they are too many."""
+    try:
+        # Before they are: a range is written out as a whole.
+        longest = max((abs(int(b) - int(a)) for a, b in RANGE.findall(url)), default=0)
+        names = list(islice(braceexpand(url), MOST_SHARDS + 1)) if longest < MOST_SHARDS else None
+    except ValueError as error:
+        raise DataError(f"{url!r}: {error}") from error
+    if names is None or len(names) > MOST_SHARDS:
+        raise DataError(f"{url!r} stands for more than {MOST_SHARDS} shards")
+    return names
 
 
 def check_one_set(urls: str | Sequence[str]) -> None:

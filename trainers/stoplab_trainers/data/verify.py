@@ -13,6 +13,8 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from stoplab_trainers.data.decode import BadImage, decode
 from stoplab_trainers.data.index import UNLABELLED, ShardIndex, read_index
 from stoplab_trainers.data.listing import read_listing
 from stoplab_trainers.data.tool import bar, run
-from stoplab_trainers.data.urls import shards_of
+from stoplab_trainers.data.urls import FILE, shards_of, spelled_out
 
 Problem = dict[str, str]
 
@@ -68,11 +70,12 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _not_there(place: str) -> Iterator[Problem]:
-    """What the listing of a folder names and the folder has not."""
-    folder = Path(place)
-    if folder.is_dir():
-        for shard in read_listing(place, {}).shards:
-            if not (folder / shard.name).is_file():
+    """What a local folder's listing names, as far as a pattern means it, and the folder has not."""
+    for name in spelled_out(place.removeprefix(FILE)):
+        path = Path(name).expanduser()
+        folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
+        for shard in read_listing(str(folder), {}).shards if has_magic(pattern) else ():
+            if fnmatchcase(shard.name, pattern) and not (folder / shard.name).is_file():
                 yield _problem(str(folder / shard.name), "its index.json lists it, and it is gone")
 
 

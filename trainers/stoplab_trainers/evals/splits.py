@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stoplab_platform.errors import DataError
+from stoplab_platform.secret_store import Secrets
+from stoplab_platform.settings import Settings
 from stoplab_platform.specs.base import canonical_digest
 from stoplab_platform.specs.data import EvalDataSpec
 from stoplab_trainers.data.decode import decode_mask, decoded, whole, whole_mask
@@ -100,7 +102,7 @@ class Splits:
 
 @lru_cache(maxsize=2)
 def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
-    """The splits that ``data`` names, remembered.
+    """The splits that ``data`` names, remembered; DataError where they cannot be judged together.
 
     Where it names no validation split, a fixed part of the training split is set aside, by the
     hash of the keys; no probe is fitted on it.
@@ -113,6 +115,7 @@ def load_splits(data: EvalDataSpec, image_size: int, cache: Path) -> Splits:
     else:
         val, chosen = train, hash_split(train.keys, data.val_fraction)
         fitted, held_out = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    _check_classes(data, train, {"validation": val, "test": test})
     shared = [
         f"{number} of {len(part)} images of the {name} split lie in the {other} split too"
         for (name, part), (other, whole) in (
@@ -151,6 +154,21 @@ def hash_split(keys: Sequence[str], fraction: float) -> NDArray[np.bool_]:
     held_out = np.zeros(len(keys), dtype=np.bool_)
     held_out[ranked[:count]] = True
     return held_out
+
+
+def _check_classes(data: EvalDataSpec, train: ShardSet, others: Mapping[str, ShardSet]) -> None:
+    """DataError where one index is two classes: each set's builder numbers those that it sees."""
+    options = Secrets(Settings()).options(data.storage) if data.storage else {}
+    fitted = train.class_names(options)
+    for name, part in others.items():
+        pairs = enumerate(zip(fitted, part.class_names(options), strict=False))
+        for number, (one, other) in pairs:
+            if one != other:
+                raise DataError(
+                    f"data.eval: class {number} is {one!r} in the training split and {other!r} in "
+                    f"the {name} split; build both from the same classes, or with class indices "
+                    "as labels"
+                )
 
 
 def _labels(shards: ShardSet) -> NDArray[np.int64]:
