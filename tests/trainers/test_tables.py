@@ -46,12 +46,15 @@ def test_tables_that_cannot_be_built_are_told(
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
-@pytest.mark.parametrize("where", ["within", "notes", "classes"])
+@pytest.mark.parametrize("where", ["within", "manifest", "notes", "classes"])
 def test_broken_tables_are_named(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = pa.table({"image": [b"GIF8" * 99], "label": ["ant"]})
-    if where == "within":  # and not at its end, which tells of its parts
+    source = tmp_path
+    if where in ("within", "manifest"):  # and not at its end, which tells of its parts
+        if where == "manifest":
+            table, source = pa.table({"path": ["a.gif"] * 99}), tmp_path / "a.parquet"
         pq.write_table(table, file := tmp_path / "a.parquet")
         data = file.read_bytes()
         file.write_bytes(data[:4] + b"broken" + data[10:])
@@ -60,7 +63,7 @@ def test_broken_tables_are_named(
             sink.write_table(table)
         file = tmp_path / ("state.json" if where == "notes" else "dataset_info.json")
         file.write_text("{")
-    assert build([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert build([str(source), "--out", str(tmp_path / "out")]) == 2
     assert f"{file} cannot be read: " in capsys.readouterr().err
 
 

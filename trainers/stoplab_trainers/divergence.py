@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed as dist
-
 from stoplab_platform.errors import DataAway, DataError
 from stoplab_platform.files import write_json
 from stoplab_platform.paths import RunFolder
@@ -26,10 +24,8 @@ def explained(run: Run, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except Diverged as error:
-        told = [_told(run, folder, error) if run.world.rank == 0 else ""]
-        if run.world.size > 1:
-            dist.broadcast_object_list(told, src=0, device=run.world.device)
-        raise Diverged(told[0]) from error
+        told = _told(run, folder, error) if run.world.rank == 0 else ""
+        raise Diverged(run.world.from_first(told)) from error
 
 
 def suspects(run: Run, folder: RunFolder) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from stoplab_platform.specs import RunSpec
@@ -38,6 +39,8 @@ from stoplab_trainers.parallel import (
 )
 from stoplab_trainers.step import rehearse, train_step
 
+T = TypeVar("T")
+
 BLOCK_KINDS = 32
 """Compiled versions of a block: of encoder, predictor and target, last ones, evaluations' sizes."""
 DENSE_STEPS = 50  # a run's start is logged step by step: that is where it goes wrong
@@ -50,6 +53,13 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's ``value`` on every rank; all call."""
+        told = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(told, src=0, device=self.device)
+        return told[0]
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,6 @@ def run_rank(
     with watchdog.training(0):  # ranks meet there, and one of them may never come
         run = Run(spec, shards, world, leg.until_epoch if leg else None)
         owner = {"run": spec.run_digest({"data": shards.fingerprint})}  # on whatever machine
-        goes_on = checkpoint.there(checkpoint.stores(folder))
         given = begin(run, folder, owner, leg)
     facts = _facts(spec, world, shards) | descent(leg) | given
     stops = [file for file in (stop_file, folder.prune, folder.leave) if file]
@@ -96,7 +95,7 @@ def run_rank(
         judging = [Evaluating(scores, tracker, folder.scores, on_scores)] if scores else []
         last = Last(run, watching := Watching(run, tracker, folder), folder.last)
         saving = Saving(folder, owner | given, tracker, watchdog.patience, fence(settings))
-        for evaluating in judging if goes_on else ():
+        for evaluating in judging if checkpoint.there(checkpoint.stores(folder)) else ():
             evaluating.catch_up(run)
         final = _train(run, folder, saving, [  # saved before it is judged: errors cost no step
             Reporting(tracker), watching, last, ProgressFile(folder, on_progress), saving,

@@ -100,12 +100,9 @@ def _newest(world: World, folder: RunFolder, use: Callable[[checkpoint.Saved], T
     To another one a file system over a network may still show an older folder.
     """
     stores = checkpoint.stores(folder)
-    if world.size == 1:
-        return checkpoint.newest(stores, use)
     seen = checkpoint.listed(stores) if world.rank == 0 else []
-    told = [[(stores.index(saved.store), saved.name) for saved in seen]]
-    dist.broadcast_object_list(told, src=0, device=world.device)
-    known = [checkpoint.Saved(stores[place], name) for place, name in told[0]]
+    told = world.from_first([(stores.index(saved.store), saved.name) for saved in seen])
+    known = [checkpoint.Saved(stores[place], name) for place, name in told]
     return checkpoint.newest(stores, use, known)
 
 

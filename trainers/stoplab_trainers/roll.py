@@ -15,8 +15,6 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import torch.distributed as dist
-
 from stoplab_platform.errors import Fenced
 from stoplab_platform.fence import is_fenced
 from stoplab_platform.files import read_json, write_json
@@ -56,10 +54,7 @@ class Roll:
             own = {"group": newest + 1, "token": uuid4().hex}
             write_json(self._folder.group, own)
             self._folder.hung.unlink(missing_ok=True)
-        if self._world.size > 1:
-            shared = [own]
-            dist.broadcast_object_list(shared, src=0, device=self._world.device)
-            own = shared[0]
+        own = self._world.from_first(own)
         if own is None:
             raise Fenced(f"a newer attempt owns the job's folder, {self._folder.root}")
         self._own = own

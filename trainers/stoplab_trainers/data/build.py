@@ -26,7 +26,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from pyarrow import ArrowInvalid
 from pyarrow.csv import ConvertOptions
 
 from stoplab_platform.errors import DataError, DataMissing
@@ -36,7 +35,7 @@ from stoplab_trainers.data.building import Recipe, build, described
 from stoplab_trainers.data.copies import shard_of
 from stoplab_trainers.data.listing import ListedShard, Listing, add_to_listing, own_listing
 from stoplab_trainers.data.sources import Source, files_below, files_of_manifest, holds_files
-from stoplab_trainers.data.tables import Table, noted
+from stoplab_trainers.data.tables import Table, noted, readable
 from stoplab_trainers.data.tool import bar, run
 from stoplab_trainers.data.urls import ENDINGS, shards_in
 
@@ -99,7 +98,7 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
-    try:
+    with readable(path):
         if path.suffix == ".csv":
             # As they are written: a key may be 0001.
             words = dict.fromkeys([columns.get("image", "path"), columns.get("key", "key")], TEXT)
@@ -110,8 +109,6 @@ def _of_file(path: Path, columns: Mapping[str, str]) -> Source:
         schema, named = pq.read_schema(path), columns.get("image", "path")
         if named in schema.names and not holds_files(schema.field(schema.names.index(named)).type):
             return files_of_manifest(path, pq.read_table(path), columns)
-    except ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
     return Table([path], columns)
 
 

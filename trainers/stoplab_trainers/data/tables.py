@@ -156,6 +156,15 @@ def noted(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """DataError, which names the file, of what pyarrow says of a broken one."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
 class _Part:
     """A row group of a Parquet file, or a file of Arrow's stream format (mapped, not read)."""
 
@@ -174,13 +183,13 @@ class _Part:
     def column(self, name: str) -> pa.ChunkedArray:
         if self._group is None:
             return self._table[name]
-        with _named(self.file):
+        with readable(self.file):
             return pq.ParquetFile(self.file).read_row_group(self._group, columns=[name])[name]
 
     def rows(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Those from ``start`` to before ``stop`` (or the end), few in memory at a time."""
         at = 0
-        with _named(self.file):
+        with readable(self.file):
             for batch in self._batches(list(columns)):
                 if at + len(batch) > start:
                     skipped = max(0, start - at)
@@ -203,19 +212,10 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _parts(file: Path) -> list[_Part]:
-    with _named(file):
+    with readable(file):
         if file.suffix == ".arrow":
             return [_Part(file)]
         return [_Part(file, group) for group in range(pq.read_metadata(file).num_row_groups)]
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """DataError, which names the file, of what pyarrow says of a broken one."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
 
 
 def _class_names(schema: pa.Schema, folder: Path, label: str | None) -> list[str] | None:
